@@ -1,0 +1,271 @@
+"""A virtual CPU as its guest runs it: traps go out, completions and posted interrupts come back.
+
+One asyncio loop multiplexes the vCPUs of a guest.  A trap that the hypervisor answers at once costs no asyncio: the vCPU
+looks for the completion, yields the CPU a few times, waits briefly for the bell, and only then suspends its task.
+
+Interrupt handlers are plain functions.  They run at interruption points and nowhere else: after a trap completes, when
+the loop comes round, and where guest code asks for it (:meth:`Vcpu.poll_interrupts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from hmx.cpu.evtchn import EventChannelPage
+from hmx.trap import Completion, FrameFlag
+from hmx.vcpu_area import SQ_ENTRIES, GuestSide, Post
+from guest_node.platform import Platform
+
+YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
+_LINK: Final = int(FrameFlag.LINK)
+
+
+class Trap(NamedTuple):
+    """An instruction to execute: a frame without its sequence number."""
+
+    kind: int
+    regs: tuple[int, ...]
+    address: int = 0
+    flags: int = 0
+    size: int = 0
+    privilege: int = 0
+
+
+@dataclass(slots=True)
+class VcpuCounters:
+    """What this vCPU did: architecture first, then what the host paid for it."""
+
+    traps: int = 0
+    interrupts_delivered: int = 0
+    doorbells: int = 0
+    parks: int = 0
+
+
+class Vcpu:
+    """One vCPU.  Tasks of the guest share it; each awaits its own completions."""
+
+    def __init__(self, index: int, area: GuestSide, platform: Platform) -> None:
+        self.index = index
+        self.area = area
+        self.counters = VcpuCounters()
+        self._platform = platform
+        self._page: EventChannelPage | None = None
+        self._port_handlers: dict[int, Callable[[], None]] = {}
+        self._done: dict[int, Completion] = {}
+        self._waiters: dict[int, asyncio.Future[Completion]] = {}
+        self._room_waiters: list[asyncio.Future[None]] = []
+        self._in_handler = False
+        self._idle_scheduled = False
+        self._idle_rounds = 0
+        self._armed = False
+        self._stopped: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to take bells.  Call inside the guest's running loop, once."""
+        self._platform.on_bell(self._on_bell)
+        self._schedule_idle()
+
+    def stop(self, error: BaseException) -> None:
+        """The hypervisor is gone: whoever waits for it gets `error`."""
+        self._stopped = error
+        for waiter in (*self._waiters.values(), *self._room_waiters):
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._waiters.clear()
+        self._room_waiters.clear()
+
+    # -- traps ----------------------------------------------------------------------------------------------------------
+
+    async def trap(self, trap: Trap) -> Completion:
+        """Execute one instruction.  Suspends only if the hypervisor does not answer at once."""
+        while not self.area.room():
+            await self._wait_for_room()
+        seq = self._submit(trap)
+        self._publish()
+        done = self._spin_for(seq)
+        return done if done is not None else await self._park_for(seq)
+
+    async def trap_chain(self, traps: Sequence[Trap]) -> list[Completion]:
+        """Execute instructions as one LINK chain (at most 64): after a failure the rest come back CANCELED."""
+        if len(traps) > SQ_ENTRIES:
+            raise ValueError(f"a chain of {len(traps)} frames is longer than the submission ring ({SQ_ENTRIES})")
+        while self.area.room() < len(traps):
+            await self._wait_for_room()
+        flag = 0
+        seqs = []
+        for trap in traps:
+            seqs.append(self._submit(trap, flag))
+            flag = _LINK
+        self._publish()
+        last = self._spin_for(seqs[-1]) if seqs else None
+        if last is not None:
+            # Frames of one vCPU complete in order, so the others are there too.
+            return [*(self._done.pop(seq) for seq in seqs[:-1]), last]
+        return [await self._take(seq) for seq in seqs]
+
+    def trap_now(self, trap: Trap) -> Completion:
+        """Execute one instruction that completes locally; blocks and never awaits.  For interrupt handlers."""
+        seq = self._submit(trap)
+        self._publish()
+        while True:
+            done = self._spin_for(seq)
+            if done is not None:
+                return done
+
+    def _submit(self, trap: Trap, flag: int = 0) -> int:
+        if self._stopped is not None:
+            raise self._stopped
+        self.counters.traps += 1
+        return self.area.submit(trap.kind, trap.regs, trap.flags | flag, trap.privilege, trap.size, 0, trap.address)
+
+    def _publish(self) -> None:
+        self._disarm()
+        if self.area.publish():
+            self.ring()
+
+    def ring(self) -> None:
+        """Wake the hypervisor."""
+        self.counters.doorbells += 1
+        self._platform.ring()
+
+    def _spin_for(self, seq: int) -> Completion | None:
+        """Look for a completion, politely, for a short while.  None: it takes longer."""
+        for _ in range(YIELDS + 1):
+            self._collect()
+            done = self._done.pop(seq, None)
+            if done is not None:
+                self.poll_interrupts()
+                return done
+            self._platform.yield_cpu()
+        if self.area.sleep():
+            self._platform.wait_briefly()
+        self.area.awake()
+        self._collect()
+        done = self._done.pop(seq, None)
+        if done is not None:
+            self.poll_interrupts()
+        return done
+
+    async def _take(self, seq: int) -> Completion:
+        done = self._done.pop(seq, None)
+        return done if done is not None else await self._park_for(seq)
+
+    async def _park_for(self, seq: int) -> Completion:
+        """Suspend the task until the frame is answered.
+
+        An instruction cannot be taken back, so a cancelled task still learns what became of it: the cancellation is
+        delivered at its next await.
+        """
+        self.counters.parks += 1
+        waiter = self._waiters[seq] = asyncio.get_running_loop().create_future()
+        self._schedule_idle()
+        canceled = False
+        while not waiter.done():
+            try:
+                await asyncio.shield(waiter)
+            except asyncio.CancelledError:
+                canceled = True
+        task = asyncio.current_task()
+        if canceled and task is not None:
+            task.uncancel()
+            task.cancel()
+        return waiter.result()
+
+    async def _wait_for_room(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._room_waiters.append(waiter)
+        self._schedule_idle()
+        await waiter
+
+    def _collect(self) -> None:
+        area = self.area
+        count = area.completed()
+        for _ in range(count):
+            done = area.collect()
+            waiter = self._waiters.pop(done.seq, None)
+            if waiter is None:
+                self._done[done.seq] = done
+            elif not waiter.done():
+                waiter.set_result(done)
+        if count and self._room_waiters:
+            waiting, self._room_waiters = self._room_waiters, []
+            for room in waiting:
+                if not room.done():
+                    room.set_result(None)
+
+    # -- interrupts -----------------------------------------------------------------------------------------------------
+
+    def attach_page(self, page: EventChannelPage) -> None:
+        """Let posted ports be merged into `page`."""
+        self._page = page
+
+    def on_port(self, port: int, handler: Callable[[], None]) -> None:
+        """Run `handler` for event-channel `port` of this vCPU."""
+        self._port_handlers[port] = handler
+
+    def poll_interrupts(self) -> bool:
+        """An interruption point: take what was posted and run the handlers.  True when anything was there."""
+        area = self.area
+        if not area.posted():
+            return False
+        while area.posted():
+            entry = area.take_post()
+            if entry >> 24 == Post.PORT and self._page is not None:
+                self._page.merge(entry & 0xFF_FFFF, self.index)
+        if area.more_posts():
+            self.ring()
+        self._deliver()
+        return True
+
+    def _deliver(self) -> None:
+        page = self._page
+        if page is None or self._in_handler:
+            return
+        self._in_handler = True
+        try:
+            while page.upcall_pending(self.index):
+                for port in page.upcall(self.index):
+                    self.counters.interrupts_delivered += 1
+                    handler = self._port_handlers.get(port)
+                    if handler is not None:
+                        handler()
+        finally:
+            self._in_handler = False
+
+    # -- sleeping -------------------------------------------------------------------------------------------------------
+
+    def _on_bell(self) -> None:
+        self._disarm()
+        self._collect()
+        self.poll_interrupts()
+
+    def _disarm(self) -> None:
+        """While the guest is at work the hypervisor need not ring; the loop re-arms when it runs out of work."""
+        if self._armed:
+            self._armed = False
+            self.area.awake()
+        self._idle_rounds = 0
+        self._schedule_idle()
+
+    def _schedule_idle(self) -> None:
+        if not self._idle_scheduled:
+            self._idle_scheduled = True
+            asyncio.get_running_loop().call_soon(self._idle)
+
+    def _idle(self) -> None:
+        """Once a loop turn while awake: take what came; after a few empty turns arm the flag and let the loop sleep."""
+        self._idle_scheduled = False
+        before = self.area.cq_head
+        self._collect()
+        if self.poll_interrupts() or self.area.cq_head != before:
+            self._idle_rounds = 0
+        elif self._idle_rounds < YIELDS:
+            self._idle_rounds += 1
+            self._platform.yield_cpu()
+        elif self.area.sleep():
+            self._armed = True
+            return
+        self._schedule_idle()

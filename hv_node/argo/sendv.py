@@ -1,0 +1,188 @@
+"""sendv: one message from a domain's buffers into another domain's ring (Xen common/argo.c).
+
+This is the path of every byte, so it is one function without detours. The order of checks is the order of
+the text.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from hmx.argo.abi import (
+    DOMID_ANY,
+    MAX_IOVS,
+    MAX_PAYLOAD,
+    MESSAGE_HEADER,
+    SEND_ADDR,
+    VIRQ_ARGO,
+)
+from hmx.memory import FAULT, GuestMemory, RingPages
+from hv_node.argo.model import Allocation, Ring, wait_for_space
+from hv_node.argo.order import refusal
+from hv_node.domain import Domain
+
+if TYPE_CHECKING:
+    from hv_node.argo.core import Argo
+
+_OP = "sendv"
+_ADDRESSES = refusal(_OP, "addresses")
+_NIOV = refusal(_OP, "iov count over 8")
+_IOV_ARRAY = refusal(_OP, "iov array")
+_PAD = refusal(_OP, "address pad")
+_SPOOFED = refusal(_OP, "source is another domain")
+_UNKNOWN = refusal(_OP, "destination unknown")
+_NO_ARGO = refusal(_OP, "caller without Argo")
+_DST_OFF = refusal(_OP, "destination without Argo")
+_NO_RING = refusal(_OP, "no matching ring")
+_IOV_PAD = refusal(_OP, "iov pad")
+_IOV_LEN = refusal(_OP, "iov too long")
+_SUM = refusal(_OP, "payload over any ring")
+_TOO_BIG = refusal(_OP, "payload over this ring")
+_ABSENT = refusal(_OP, "ring pages absent")
+_MAPPING = refusal(_OP, "ring page mapping")
+_BUSY = refusal(_OP, "ring full, too many wait")
+_WAITER_MEMORY = refusal(_OP, "ring full, memory for waiter")
+_FULL = refusal(_OP, "ring full")
+_PAYLOAD = refusal(_OP, "payload")
+
+_pack_header = MESSAGE_HEADER.pack
+_pack_header_into = MESSAGE_HEADER.pack_into
+
+
+def sendv(
+    core: Argo,
+    caller: Domain,
+    a1: int,
+    a2: int,
+    niov: int,
+    message_type: int,
+    ctx: int,
+    iov_arrays: tuple[Struct, ...],
+) -> int:
+    """arg1: addresses; arg2: iovs, laid out by `iov_arrays[count]`.  The payload's size, or a refusal."""
+    memory = caller.memory
+    addresses = memory.unpack(SEND_ADDR, ctx, a1)
+    if addresses is FAULT:
+        return _ADDRESSES
+    if niov > MAX_IOVS:
+        return _NIOV
+    iovs = memory.unpack(iov_arrays[niov], ctx, a2) if niov else ()
+    if iovs is FAULT:
+        return _IOV_ARRAY
+
+    src_port, src_domid, src_pad, dst_port, dst_domid, dst_pad = addresses
+    if src_pad or dst_pad:
+        return _PAD
+    domid = caller.domid
+    if src_domid != domid and src_domid != DOMID_ANY:
+        return _SPOOFED
+    dst = core.lookup(dst_domid)
+    if dst is None:
+        return _UNKNOWN
+    if not core.permissive:
+        denied = core.xsm.send(caller, dst)
+        if denied:
+            core.sink.event("argo-send-denied", domid, dst_domid)
+            return denied
+    if caller.argo is None:
+        return _NO_ARGO
+    dst_argo = dst.argo
+    if dst_argo is None:
+        return _DST_OFF
+    rings = dst_argo.rings
+    ring = rings.get((dst_port, domid)) or rings.get((dst_port, DOMID_ANY))
+    if ring is None:
+        return _NO_RING
+
+    total = 0
+    index = 1
+    while index < 3 * niov:
+        size = iovs[index]
+        if iovs[index + 1]:
+            return _IOV_PAD
+        if size > MAX_PAYLOAD:
+            return _IOV_LEN
+        total += size
+        if total > MAX_PAYLOAD:
+            return _SUM
+        index += 3
+    ring_len = ring.len
+    slots = (total + 31) & ~15  # header and payload, rounded up
+    if slots >= ring_len:
+        return _TOO_BIG
+    pages = ring.pages
+    if pages is None:
+        return _ABSENT
+    if core.allocate is not None and not core.allocate(Allocation.PAGE_MAPPING):
+        return _MAPPING
+    tx = ring.tx
+    rx = (pages.load_rx() + 15) & 0xFFFF_FFF0
+    if rx >= ring_len:
+        rx = 0
+    free = ring_len if rx == tx else rx - tx if rx > tx else rx - tx + ring_len
+    if slots >= free:
+        return _full(core, ring, caller, total)
+
+    # A message starts on a slot boundary, so its header never wraps; its payload may.
+    flat = pages.flat
+    if flat is not None:
+        _pack_header_into(flat, tx, total + 16, src_port, domid, 0, message_type)
+    else:
+        pages.copy_in(tx, _pack_header(total + 16, src_port, domid, 0, message_type))
+    at = tx + 16
+    if at == ring_len:
+        at = 0
+    index = 0
+    while index < 3 * niov:
+        size = iovs[index + 1]
+        if size:
+            data = memory.read(ctx, iovs[index], size)
+            if data is FAULT:
+                return _fault(memory, ctx, iovs[index], size, pages, at, ring_len)
+            end = at + size
+            if end > ring_len:
+                head = ring_len - at
+                pages.copy_in(at, data[:head])
+                pages.copy_in(0, data[head:])
+                end -= ring_len
+            else:
+                if flat is not None:
+                    flat[at:end] = data
+                else:
+                    pages.copy_in(at, data)
+                if end == ring_len:
+                    end = 0
+            at = end
+        index += 3
+    tx += slots
+    if tx >= ring_len:
+        tx -= ring_len
+    if core.on_payload_written is not None:
+        core.on_payload_written(ring)
+    ring.tx = tx
+    pages.store_tx(tx)
+    core.sink.raise_virq(dst_domid, VIRQ_ARGO)
+    return total
+
+
+def _full(core: Argo, ring: Ring, caller: Domain, total: int) -> int:
+    """No room now: the caller waits for it, if the queue takes it."""
+    queued = wait_for_space(ring, caller, total, core.allocate)
+    if queued is True:
+        return _FULL
+    return _BUSY if queued is False else _WAITER_MEMORY
+
+
+def _fault(
+    memory: GuestMemory, ctx: int, va: int, size: int, pages: RingPages, at: int, ring_len: int
+) -> int:
+    """A buffer faults: what precedes the faulting page is copied, beyond tx, and nothing is published."""
+    reach = memory.readable(ctx, va, size)
+    data = memory.read(ctx, va, reach) if reach else FAULT
+    if data is not FAULT:
+        head = min(reach, ring_len - at)
+        pages.copy_in(at, data[:head])
+        if reach > head:
+            pages.copy_in(0, data[head:])
+    return _PAYLOAD

@@ -1,0 +1,242 @@
+"""Replay of recorded Argo traces against the core.
+
+A trace is a file of JSON objects, one a line (gzip or plain): what a hypervisor was asked and what it
+answered.
+
+    boot        cmdline, xsm, ret          a new hypervisor
+    domain      dom, npages                a domain with zeroed pages; domain 0 is the control domain
+    page        dom, gfn, type, nowrite    a page changes its type
+    op          dom, cmd, args, pre, ret, post, sigs
+    kill, soft_reset   dom, pre, ret, post, sigs
+    free        dom                        the id no longer resolves
+
+`pre` and `post` map domains to runs [address, hex bytes]: memory written by guests before the event, and
+memory as the event left it. Everything that no run names must be as it was: after every event that the
+core took part in, the whole memory of all domains is compared with a copy to which only `pre` and `post`
+have been applied. `sigs`, the virtual interrupts, are compared as a multiset.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hmx.errno import describe
+from hmx.memory import PAGE_SIZE, MappedMemory, PageType
+from hv_node.argo.core import Argo
+from hv_node.argo.options import parse_options
+from hv_node.domain import Domain, DomainTable
+from hv_node.effects import RecordingSink
+from hv_node.xsm import xsm_by_name
+
+CONTROL_DOMID: Final = 0
+_SHOWN: Final = 16  # differing bytes shown of one domain
+
+Runs = Mapping[str, Sequence[tuple[int, str]]]
+
+
+class TraceError(Exception):
+    """A file is no trace.  `path`, `line` (0: the file as a whole) and `reason` say where and why."""
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}" if line else f"{path}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a replay found: hypercalls replayed, and one description for each event that went otherwise."""
+
+    ops: int = 0
+    mismatches: list[str] = field(default_factory=list)
+
+
+class _Subject:
+    """The hypervisor under test and, beside each domain's memory, what that memory should hold."""
+
+    def __init__(self, cmdline: str, xsm: str) -> None:
+        options, self.boot_ret = parse_options(cmdline)
+        self.domains = DomainTable()
+        self.sink = RecordingSink()
+        self.argo = Argo(self.domains, xsm_by_name(xsm), self.sink, options)
+        self.actual: dict[int, bytearray] = {}
+        self.expected: dict[int, bytearray] = {}
+
+    def create(self, domid: int, npages: int) -> None:
+        self.actual[domid] = bytearray(npages * PAGE_SIZE)
+        self.expected[domid] = bytearray(npages * PAGE_SIZE)
+        domain = Domain(domid, MappedMemory(self.actual[domid]), is_control=domid == CONTROL_DOMID)
+        self.domains.create(domain)
+        self.argo.domain_init(domain)
+
+    def domain(self, domid: int) -> Domain:
+        domain = self.domains.lookup(domid)
+        if domain is None:
+            raise ValueError(f"domain {domid} does not exist here")
+        return domain
+
+    def free(self, domid: int) -> None:
+        self.argo.domain_kill(self.domain(domid))
+        self.domains.remove(domid)
+        del self.actual[domid], self.expected[domid]
+
+    def apply(self, runs: Runs, *images: dict[int, bytearray]) -> None:
+        """Write `runs` to the memories in `images`."""
+        for domid, pieces in runs.items():
+            for address, text in pieces:
+                data = bytes.fromhex(text)
+                for image in images:
+                    image[int(domid)][address : address + len(data)] = data
+
+    def compare(self) -> list[str]:
+        """Differences between memory and expectation, by domain.  Then memory is made to agree."""
+        found = []
+        actual = self.actual
+        for domid, expected in self.expected.items():
+            if actual[domid] != expected:  # one memcmp over the whole domain
+                found += [f"domain {domid}: {text}" for text in differences(actual[domid], expected)]
+                actual[domid][:] = expected
+        return found
+
+
+def differences(actual: bytes | bytearray, expected: bytes | bytearray) -> Iterator[str]:
+    """Runs of differing bytes as text, at most the first few."""
+    shown = at = 0
+    end = len(expected)
+    while at < end and shown < _SHOWN:
+        if actual[at] == expected[at]:
+            at += 1
+            continue
+        start = at
+        while at < end and actual[at] != expected[at] and at - start < _SHOWN:
+            at += 1
+        yield f"at {start:#x} expected {expected[start:at].hex()}, found {actual[start:at].hex()}"
+        shown += at - start
+
+
+def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each line.  Raises TraceError."""
+    number = 0
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if zipped else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                event = json.loads(line)
+                if not isinstance(event, dict):
+                    raise TraceError(path, number, "a line that is no JSON object")
+                yield number, event
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(path, number, str(error)) from error
+    except ValueError as error:
+        raise TraceError(path, number + 1, str(error)) from error
+
+
+def _call(subject: _Subject, event: Mapping[str, Any]) -> int:
+    """Make the core live through an op, kill or soft_reset.  Returns what it answered."""
+    domain = subject.domain(event["dom"])
+    if event["ev"] == "op":
+        a1, a2, a3, a4 = event["args"]
+        return subject.argo.op(domain, event["cmd"], a1, a2, a3, a4)
+    if event["ev"] == "kill":
+        subject.argo.domain_kill(domain)
+    else:
+        subject.argo.soft_reset(domain)
+    return 0
+
+
+def _judge(subject: _Subject, event: Mapping[str, Any]) -> list[str]:
+    """Replay an event that has an answer.  Returns the differences."""
+    subject.apply(event["pre"], subject.actual, subject.expected)
+    subject.sink.log.clear()
+    ret = _call(subject, event)
+    subject.apply(event["post"], subject.expected)
+    found = []
+    if ret != event["ret"]:
+        found.append(f"expected {describe(event['ret'])}, got {describe(ret)}")
+    expected_virqs = Counter((domid, virq) for domid, virq in event["sigs"])
+    virqs = Counter(subject.sink.take_virqs())
+    if virqs != expected_virqs:
+        found.append(f"expected signals {sorted(expected_virqs.elements())}, got {sorted(virqs.elements())}")
+    return found + subject.compare()
+
+
+def _step(subject: _Subject, event: Mapping[str, Any]) -> list[str]:
+    """Any event but boot.  Returns the differences."""
+    match event["ev"]:
+        case "op" | "kill" | "soft_reset":
+            return _judge(subject, event)
+        case "domain":
+            subject.create(event["dom"], event["npages"])
+        case "free":
+            subject.free(event["dom"])
+        case "page":
+            memory = subject.domain(event["dom"]).memory
+            assert isinstance(memory, MappedMemory)
+            page_type = PageType[event["type"].upper()]
+            memory.set_page(event["gfn"], page_type, nowrite=bool(event.get("nowrite")))
+        case other:
+            raise ValueError(f"unknown event {other!r}")
+    return []
+
+
+def replay(path: str | Path) -> Outcome:
+    """Replay one trace.  Raises TraceError when the file cannot be read or is none."""
+    path = Path(path)
+    outcome = Outcome()
+    subject: _Subject | None = None
+    for number, event in _events(path):
+        try:
+            if event["ev"] == "boot":
+                subject = _Subject(event["cmdline"], event["xsm"])
+                same = subject.boot_ret == event["ret"]
+                wanted, got = describe(event["ret"]), describe(subject.boot_ret)
+                found = [] if same else [f"expected {wanted}, got {got}"]
+            elif subject is None:
+                raise ValueError("the trace does not begin with a boot event")
+            else:
+                found = _step(subject, event)
+                outcome.ops += event["ev"] == "op"
+        except (KeyError, ValueError, TypeError) as error:
+            raise TraceError(path, number, f"{type(error).__name__}: {error}") from error
+        if found:
+            outcome.mismatches.append(f"{path.name}:{number}: {_title(event)}: " + "; ".join(found))
+    return outcome
+
+
+def _title(event: Mapping[str, Any]) -> str:
+    if event["ev"] == "op":
+        return f"domain {event['dom']} argo_op({event['cmd']}, {', '.join(map(hex, event['args']))})"
+    return f"{event['ev']} {event.get('dom', '')}".rstrip()
+
+
+def main(paths: Sequence[str | Path]) -> int:
+    """Replay `paths`; print each mismatch, then `N ops, M mismatches`.
+
+    Returns an exit code: 0 no mismatch, 1 some, 2 no trace or an unreadable one (said on stderr).
+    """
+    if not paths:
+        print("no trace given", file=sys.stderr)
+        return 2
+    total = Outcome()
+    for path in paths:
+        try:
+            outcome = replay(path)
+        except TraceError as error:
+            print(error, file=sys.stderr)
+            return 2
+        total.ops += outcome.ops
+        total.mismatches += outcome.mismatches
+        for text in outcome.mismatches:
+            print(text)
+    print(f"{total.ops} ops, {len(total.mismatches)} mismatches")
+    return 1 if total.mismatches else 0
