@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hmx.cpu.evtchn import EventChannelPage
 from hmx.trap import Completion, FrameFlag
@@ -71,7 +71,8 @@ class Vcpu:
     def stop(self, error: BaseException) -> None:
         """The hypervisor is gone: whoever waits for it gets `error`."""
         self._stopped = error
-        for waiter in (*self._waiters.values(), *self._room_waiters):
+        waiting: list[asyncio.Future[Any]] = [*self._waiters.values(), *self._room_waiters]
+        for waiter in waiting:
             if not waiter.done():
                 waiter.set_exception(error)
         self._waiters.clear()
@@ -160,7 +161,8 @@ class Vcpu:
         delivered at its next await.
         """
         self.counters.parks += 1
-        waiter = self._waiters[seq] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiters[seq] = waiter
         self._schedule_idle()
         canceled = False
         while not waiter.done():

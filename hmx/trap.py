@@ -162,11 +162,11 @@ def unpack_frame(buffer: memoryview, offset: int) -> Frame:
     """Decode the frame at `offset`.  A register count above 18 reads 18 registers; the caller judges `nregs` itself."""
     head = FRAME_HEAD.unpack_from(buffer, offset)
     count = min(head[6], MAX_REGS)
-    return Frame(*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET))
+    return Frame._make((*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET)))
 
 
 def unpack_completion(buffer: memoryview, offset: int) -> Completion:
     """Decode the completion at `offset`."""
     head = COMPLETION_HEAD.unpack_from(buffer, offset)
     count = min(head[4], MAX_REGS)
-    return Completion(*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET))
+    return Completion._make((*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET)))

@@ -15,10 +15,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from broker.client import ZmqLink
+from broker.client import JoinRefused, JoinTimeout, ZmqLink
 from broker.frames import Lane
 from hmx.attach import AttachError
 from hmx.trap import Arch
@@ -34,6 +35,8 @@ YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors
 ACCEPTS: Final = 16  # connections taken in one turn
 HANDSHAKE_S: Final = 5.0  # a connection that says nothing for this long is closed
+JOIN_S: Final = 10.0
+EXIT_INFRASTRUCTURE: Final = 4
 
 @dataclass(slots=True)
 class HostCounters:
@@ -74,7 +77,7 @@ class Node:
         self._exited: set[str] = set()
         self._departed: dict[str, dict[str, int]] = {}  # counters of domains that are gone
         self._stopping = False
-        self._beats = 0
+        self._link_busy = False
         link.on_record = self._on_record
 
     # -- start ----------------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class Node:
                 empty = 0
                 timeout = 0.0
             else:
-                timeout = max(0.0, next_beat - time.monotonic())
+                timeout = 0.0 if self._link_busy else max(0.0, next_beat - time.monotonic())
             self._poll(timeout)
             now = time.monotonic()
             if now >= next_beat:
@@ -172,15 +175,14 @@ class Node:
             if handler is not None:
                 handler()
         # ZMQ_FD is edge-triggered: look at the link before every sleep, not only when it seems readable.
-        self.link.pump()
+        self._link_busy = self.link.pump()
 
     def _pump(self) -> None:
-        self.link.pump()
+        """The link's descriptor moved; the look that follows every poll does the work."""
 
     def _tick(self, now: float) -> None:
-        self._beats += 1
-        self.link.send(Lane.CONTROL, ["heartbeat", self._beats])
-        self.link.flush()
+        self.link.heartbeat()
+        self._link_busy = self.link.flush()
         for connection, deadline in tuple(self._strangers.items()):
             if now >= deadline:
                 self._drop_stranger(connection)
@@ -262,8 +264,8 @@ class Node:
     def _report(self, code: str, *fields: Any) -> None:
         self.link.send(Lane.CONTROL, ["event", code, *fields])
 
-    def _on_record(self, lane: int, record: list[Any], payload: Any) -> None:
-        match record:
+    def _on_record(self, _lane: Lane, record: Sequence[Any], _payload: Any) -> None:
+        match [*record]:
             case ["told", "broker", ["grant", str(guest), bytes(token)]]:
                 self._tokens[guest] = token
                 self.link.send(Lane.CONTROL, ["tell", guest, ["granted", self.config.attach_path, token]])
@@ -295,3 +297,26 @@ class Node:
         for backing in self._backings.values():
             backing.close()
         self._epoll.close()
+
+
+def main(config: HypervisorConfig) -> int:
+    """Run one hypervisor until it is told to stop.  0, or 4 when it cannot join the lab or open its sockets."""
+    link = ZmqLink(
+        config.broker_endpoint, kind="hypervisor", name=config.name, token=config.token, epoch=config.epoch
+    )
+    node = Node(config, link)
+    signal.signal(signal.SIGTERM, node.stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to act on
+    try:
+        node.start()
+        link.wait_joined(JOIN_S)
+    except (OSError, JoinRefused, JoinTimeout) as error:
+        print(f"hypervisor {config.name}: {error}", file=sys.stderr, flush=True)
+        return EXIT_INFRASTRUCTURE
+    link.send(Lane.CONTROL, ["ready"])
+    try:
+        node.run()
+    finally:
+        link.leave(0, "told to stop")
+        node.close()
+    return 0

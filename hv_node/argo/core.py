@@ -106,7 +106,8 @@ class Argo:
         token: object = None,
         ctx: int = 0,
     ) -> int:
-        """argo_op of a 32-bit x86 caller: u32 arguments, 12-byte iovs; all else is the same."""
+        """argo_op of a 32-bit x86 caller: the low halves of the arguments, 12-byte iovs; all else is the same."""
+        a1, a2, a3, a4 = a1 & U32_MAX, a2 & U32_MAX, a3 & U32_MAX, a4 & U32_MAX
         if cmd != _SENDV:
             return self.op(caller, cmd, a1, a2, a3, a4, token, ctx)
         if not self.enabled:

@@ -47,7 +47,6 @@ _FULL = refusal(_OP, "ring full")
 _PAYLOAD = refusal(_OP, "payload")
 
 _pack_header = MESSAGE_HEADER.pack
-_pack_header_into = MESSAGE_HEADER.pack_into
 
 
 def sendv(
@@ -127,7 +126,7 @@ def sendv(
     # A message starts on a slot boundary, so its header never wraps; its payload may.
     flat = pages.flat
     if flat is not None:
-        _pack_header_into(flat, tx, total + 16, src_port, domid, 0, message_type)
+        flat[tx : tx + 16] = _pack_header(total + 16, src_port, domid, 0, message_type)
     else:
         pages.copy_in(tx, _pack_header(total + 16, src_port, domid, 0, message_type))
     at = tx + 16

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final, Protocol
 
 from guest_node.kernel.argo import GuestMemoryView
@@ -87,11 +88,17 @@ class InlineBells:
 class InlineMachine:
     """Runs a hypervisor core inside an asyncio loop, as its process shell would."""
 
-    def __init__(self, core: Hypervisor, generator: random.Random) -> None:
+    def __init__(
+        self, core: Hypervisor, generator: random.Random, on_turn: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        """`on_turn(domain, vcpu, frames)` is told of every turn in which frames were executed."""
         self.core = core
+        self._on_turn = on_turn
         self.doorbells = 0
         self._random = generator
         self._memories: dict[int, InlineMemory] = {}
+        self._handed: dict[int, tuple[list[memoryview], list[InlineBells]]] = {}
+        self._departed: dict[str, dict[str, int]] = {}
         self._bells: dict[Vcpu, InlineBells] = {}
         self._active: dict[Vcpu, None] = {}
         self._scheduled = False
@@ -107,12 +114,22 @@ class InlineMachine:
         self._memories[domid] = memory
         bells = [InlineBells(self, vcpu) for vcpu in hvm.vcpus]
         self._bells.update(zip(hvm.vcpus, bells, strict=True))
+        self._handed[domid] = areas, bells
         return areas, bells
+
+    def attach(self, domid: int) -> tuple[InlineMemory, list[memoryview], list[InlineBells]]:
+        """What the guest of a domain is given."""
+        return self._memories[domid], *self._handed[domid]
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """`arch.*` by domain, those of dead ones included."""
+        return {**self._departed, **self.core.counters()}
 
     def destroy_domain(self, domid: int) -> None:
         """The guest is gone: its domain dies and is freed."""
         hvm = self.core.hvm(domid)
         if hvm is not None:
+            self._departed[hvm.domain.name] = asdict(hvm.counters)
             for vcpu in hvm.vcpus:
                 self._active.pop(vcpu, None)
                 self._bells.pop(vcpu, None)
@@ -160,7 +177,10 @@ class InlineMachine:
             if memory is None:
                 continue
             memory.before_run(vcpu)
-            done += self.core.run(vcpu, self._random.randint(1, TURN))
+            frames = self.core.run(vcpu, self._random.randint(1, TURN))
+            done += frames
+            if frames and self._on_turn is not None:
+                self._on_turn(vcpu.hvm.domain.name, vcpu.index, frames)
             # What was written to any domain is shown to it before the completion or the bell that tells of it is acted on.
             for touched in self._memories.values():
                 touched.after_run()

@@ -1,0 +1,213 @@
+"""A node's link to the broker over ZeroMQ: one DEALER, created in the process that uses it, driven by its
+owner's loop.
+
+The socket's descriptor (ZMQ_FD) is edge-triggered and says only "something changed": after every send, every
+receive and before every sleep EVENTS must be read and acted on.  :meth:`ZmqLink.pump` does all of that; an
+owner calls it once in every turn of its loop, sleeps only when it returned False, and wakes when
+:meth:`ZmqLink.fileno` is readable.
+
+The DEALER has ZMQ_IMMEDIATE set: while no broker is connected nothing is queued inside ZeroMQ, but in the
+member's bounded queues, which know what is worth sending to the next broker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import zmq
+
+from broker.fields import Record
+from broker.frames import MAX_PART, Buffer, Lane
+from broker.link import OnRecord
+from broker.member import Identity, Member, MemberState
+from broker.session import SendResult
+
+TURN: Final = 64
+"""Frames received in one turn."""
+RECONNECT_MS: Final = 20
+RECONNECT_MAX_MS: Final = 500
+LOOK_S: Final = 0.1
+"""A blocking helper looks at least so often whether a hello is to be repeated."""
+
+
+class JoinRefused(Exception):
+    """The broker will not have this node: `code` of :class:`broker.refusals.Refusal`, and the broker's
+    words.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        self.message = message
+        super().__init__(f"{code}: {message}")
+
+
+class JoinTimeout(TimeoutError):
+    """No broker answered in time."""
+
+
+def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
+    """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is
+    none.
+    """
+    parts = [socket.recv(zmq.DONTWAIT)]
+    while socket.getsockopt(zmq.RCVMORE):
+        part = socket.recv(zmq.DONTWAIT)
+        if len(parts) < most:
+            parts.append(part)
+    return parts
+
+
+class ZmqLink:
+    """A node's :class:`broker.link.Link` over a ZeroMQ endpoint.
+
+    Joining starts with the first flush or pump.  `epoch`: the broker's epoch known at start; older ones are
+    not believed.  Callbacks (`on_record`, and `on_welcome`, `on_disconnected`, `on_refused` of `member`) run
+    inside :meth:`pump`; they may send, and what they send leaves in the same pump.
+    """
+
+    def __init__(
+        self, endpoint: str, *, kind: str, name: str, token: bytes, epoch: int = 0, pid: int | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self.member = Member(Identity(kind, name, token, os.getpid() if pid is None else pid), epoch)
+        self._pumping = False
+        self._full = False  # the socket refused the last frame
+        self._beats = 0
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._socket.connect(endpoint)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
+
+    @property
+    def on_record(self) -> OnRecord:
+        """Called with lane, record and payload of whatever arrives."""
+        return self.member.on_record
+
+    @on_record.setter
+    def on_record(self, handler: OnRecord) -> None:
+        self.member.on_record = handler
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a session now."""
+        return self.member.state is MemberState.JOINED
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for reading.  Never read it; call :meth:`pump`."""
+        return self._fd
+
+    def send(self, lane: Lane, record: Record, payload: Buffer = b"") -> bool:
+        """Queue a record; see :class:`broker.link.Link`."""
+        return self.member.send(lane, record, payload)
+
+    def credit(self, lane: Lane) -> int:
+        """Records that would leave with the next flush; 0 without a session."""
+        return self.member.credit(lane)
+
+    def heartbeat(self) -> None:
+        """Say that the owner's loop runs.  Every 500 ms, from that loop; it leaves with the next flush or
+        pump.
+        """
+        self._beats += 1
+        self.member.send(Lane.CONTROL, ["heartbeat", self._beats])
+
+    def silent_ns(self) -> int | None:
+        """Since when the broker has not been heard; None before it was.  It answers heartbeats, so over 2 s
+        is odd.
+        """
+        return None if self.member.heard_ns is None else time.monotonic_ns() - self.member.heard_ns
+
+    # ---- the owner's loop --------------------------------------------------------------------------------
+
+    def flush(self) -> bool:
+        """Send what is ready now.  True: input is waiting, for which the descriptor may not show another
+        edge.
+        """
+        if self._pumping:  # a callback: the pump around it flushes
+            return False
+        self.member.flush(self._transmit, time.monotonic_ns())
+        return self._more()
+
+    def pump(self) -> bool:
+        """One turn: at most 64 frames in, their callbacks, then out.  True: call again before sleeping."""
+        if self._pumping:
+            return False
+        self._pumping = True
+        try:
+            now_ns = time.monotonic_ns()
+            for _ in range(TURN):
+                try:
+                    self.member.on_frame(receive_parts(self._socket, 4), now_ns)
+                except zmq.Again:
+                    break
+            self.member.deliver()
+            self.member.flush(self._transmit, now_ns)
+        finally:
+            self._pumping = False
+        return self._more()
+
+    def _more(self) -> bool:
+        """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
+        events = int(self._socket.getsockopt(zmq.EVENTS))
+        return bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+
+    def _transmit(self, parts: Sequence[bytes]) -> SendResult:
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            self._full = True
+            return SendResult.AGAIN
+        self._full = False
+        return SendResult.SENT
+
+    # ---- blocking helpers, for before and after the loop -------------------------------------------------
+
+    def wait_joined(self, timeout: float) -> int:
+        """Say hello and wait for the answer, at most `timeout` seconds: the broker's epoch.
+
+        JoinRefused: the broker's refusal.  JoinTimeout: no answer.  Records that arrive meanwhile are called
+        out.
+        """
+        if not self._pump_until(timeout, lambda: self.joined or self.member.refusal is not None):
+            raise JoinTimeout(f"no broker answered at {self.endpoint} within {timeout:g} s")
+        if self.member.refusal is not None:
+            raise JoinRefused(*self.member.refusal)
+        return self.member.epoch
+
+    def drain(self, timeout: float) -> bool:
+        """Pump until every control record was acknowledged, at most `timeout` seconds.  Whether they were."""
+        return self._pump_until(timeout, lambda: self.member.settled)
+
+    def leave(self, code: int, reason: str, timeout: float = 1.0) -> bool:
+        """Say exit, wait at most `timeout` seconds until the broker knows, close.  Whether it knew."""
+        self.send(Lane.CONTROL, ["exit", code, reason])
+        done = self.drain(timeout)
+        self.close()
+        return done
+
+    def _pump_until(self, timeout: float, done: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + timeout
+        while True:
+            more = self.pump()
+            if done():
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if not more:
+                flags = zmq.POLLIN | zmq.POLLOUT if self._full else zmq.POLLIN
+                self._socket.poll(int(min(left, LOOK_S) * 1000) + 1, flags)
+
+    def close(self) -> None:
+        """Close socket and context at once; what was not sent is lost.  May be called twice."""
+        if not self._socket.closed:
+            self._socket.close(0)
+            self._context.term()

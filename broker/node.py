@@ -1,0 +1,32 @@
+"""The broker as a process: bind, route until told to stop, leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Final
+
+from broker.config import BrokerConfig
+from broker.server import EndpointError, Server
+
+EXIT_OK: Final = 0
+EXIT_ENDPOINT: Final = 4
+"""The endpoint cannot be bound: an infrastructure error."""
+
+
+def main(config: BrokerConfig) -> int:
+    """Serve a lab until an agent tells the broker to shut down, or SIGTERM.  The process's exit code."""
+    try:
+        server = Server(config.endpoint, token=config.token, epoch=config.epoch)
+    except EndpointError as error:
+        print(f"broker: {error}", file=sys.stderr, flush=True)
+        return EXIT_ENDPOINT
+    signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: server.stop())
+    print(f"broker: lab {config.lab} epoch {config.epoch} at {config.endpoint}", file=sys.stderr, flush=True)
+    try:
+        server.serve()
+    finally:
+        signal.set_wakeup_fd(-1)
+        server.close()
+    return EXIT_OK

@@ -1,0 +1,403 @@
+"""The broker's core: who is in the lab, who may say what, and where it goes.  No socket, no clock.
+
+The owner passes in every received message with the routing id that its socket gave it and the time, calls
+:meth:`RouterCore.on_tick` now and then, and :meth:`RouterCore.flush` when it has nothing more to pass in;
+the core writes frames and events to the sink it was given.  Nothing that a peer sends raises out of the
+core: a frame or record that is not right is refused with a code, counted, logged and shown to subscribers.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from broker import codec, frames, lifecycle
+from broker.envelope import Envelope, Use, result_of
+from broker.fields import Record, RecordError
+from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Reason
+from broker.lifecycle import SHOWN, Node, Stimulus
+from broker.records import Direction, Incoming, Outgoing, PayloadReader, decode, encode
+from broker.refusals import ENDS, Ends, Refusal, Violation
+from broker.session import SendResult, Session
+from hmx.errno import Errno
+
+BROKER: Final = "broker"
+"""The name by which nodes tell the broker itself something."""
+MAX_NODES: Final = 1024
+SILENCE_NS: Final = 2_000_000_000
+"""A node not heard for so long is shown as unresponsive."""
+PROBE_NS: Final = 1_000_000_000
+"""A silent node is probed this often, to learn whether its connection is gone."""
+MAX_DETAIL: Final = 4096
+
+
+class Sink(Protocol):
+    """Where the core writes its effects."""
+
+    def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+        """Hand a frame to the transport; never blocks."""
+        ...
+
+    def event(self, code: str, *fields: object) -> None:
+        """Something worth a line in the broker's log."""
+        ...
+
+
+class RouterCore:
+    """The router of one lab in one epoch.
+
+    `token`: the lab's secret, which every hello must show.  `mint`: makes a 16-byte attach token,
+    unguessable.
+    """
+
+    def __init__(self, *, token: bytes, epoch: int, sink: Sink, mint: Callable[[], bytes]) -> None:
+        self.epoch = epoch
+        self.nodes: dict[str, Node] = {}
+        self.counters: Counter[str] = Counter()
+        self.stopping = False
+        self._token = token
+        self._sink = sink
+        self._mint = mint
+        self._peers: dict[bytes, Node] = {}
+        self._dirty: dict[str, Node] = {}
+        self._ticked_ns: int | None = None
+
+    # ---- what the owner calls ----------------------------------------------------------------------------
+
+    def on_frame(self, routing_id: bytes, parts: Sequence[bytes | memoryview], now_ns: int) -> None:
+        """A message arrived over the connection `routing_id`."""
+        self.counters["frames_in"] += 1
+        node = self._peers.get(routing_id)
+        try:
+            frame = frames.parse_frame(parts)
+        except FrameError as error:
+            wrong_version = error.reason is Reason.MAJOR
+            self._refuse(
+                routing_id, Refusal.WRONG_VERSION if wrong_version else Refusal.MALFORMED_FRAME, str(error)
+            )
+            if node is not None:
+                self._cut(node, f"malformed frame: {error}")
+            return
+        if frame.kind is FrameKind.HANDSHAKE:
+            self._on_hello(routing_id, frame, now_ns)
+        elif node is None:
+            self._refuse(
+                routing_id, Refusal.HELLO_FIRST, f"a {frame.kind.name} frame on lane {frame.lane.name}"
+            )
+        else:
+            self._on_session_frame(node, frame, now_ns)
+
+    def on_tick(self, now_ns: int) -> None:
+        """Time passed: look for silent nodes.  Call several times a second."""
+        asleep = 0 if self._ticked_ns is None else now_ns - self._ticked_ns
+        self._ticked_ns = now_ns
+        for node in [node for node in self.nodes.values() if node.live]:
+            if asleep > PROBE_NS:  # we were stopped, not they
+                node.heard_ns += asleep
+            silent = now_ns - node.heard_ns
+            if silent < SILENCE_NS or now_ns - node.probed_ns < PROBE_NS:
+                continue
+            node.probed_ns = now_ns
+            if not self._reachable(node):
+                self._cut(node, "its connection is gone")
+            else:
+                self._move(node, Stimulus.SILENT, f"not heard for {silent / 1e9:.1f} s")
+
+    def flush(self) -> None:
+        """Send what is ready.  What a peer's transport does not take now stays queued for the next flush."""
+        blocked: dict[str, Node] = {}
+        while self._dirty:  # losing a peer is news for others
+            ready, self._dirty = self._dirty, {}
+            for name, node in ready.items():
+                result = self._flush_node(node) if node.live else SendResult.SENT
+                if result is SendResult.AGAIN:
+                    self.counters["again"] += 1
+                    blocked[name] = node
+                elif result is SendResult.UNREACHABLE:
+                    self._cut(node, "its connection is gone")
+        self._dirty = blocked
+
+    def shutdown(self) -> None:
+        """Tell every node that the broker leaves; the owner sees `stopping` and ends its loop."""
+        if not self.stopping:
+            self.stopping = True
+            for node in self.nodes.values():
+                self._say(node, ["shutdown"])
+
+    # ---- frames ------------------------------------------------------------------------------------------
+
+    def _flush_node(self, node: Node) -> SendResult:
+        result = node.session.flush(partial(self._send, node.routing_id))
+        if result is SendResult.SENT and node.missed and not node.session.queued(Lane.CONTROL):
+            missed, node.missed = node.missed, 0
+            self._snapshot(node)
+            self._say(node, ["event", BROKER, "missed", missed])
+        return result
+
+    def _send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+        self.counters["frames_out"] += 1
+        return self._sink.send(routing_id, parts)
+
+    def _handshake(self, routing_id: bytes, attempt: int, record: Record) -> SendResult:
+        """Send a record outside any session; `attempt` says which hello it answers, 0 for none."""
+        return self._send(
+            routing_id, frames.pack_frame(FrameKind.HANDSHAKE, Lane.CONTROL, self.epoch, 0, attempt, [record])
+        )
+
+    def _refuse(self, routing_id: bytes, code: Refusal, detail: str, attempt: int = 0) -> None:
+        self._count_refusal(self._peers.get(routing_id), code, detail)
+        if self._handshake(routing_id, attempt, ["refused", code.value, detail]) is not SendResult.SENT:
+            self.counters["refusals_unsent"] += 1
+
+    def _report(self, node: Node, code: Refusal, detail: str) -> None:
+        """Refuse a record; the session goes on."""
+        self._count_refusal(node, code, detail)
+        self._say(node, ["refused", code.value, detail])
+
+    def _count_refusal(self, node: Node | None, code: Refusal, detail: str) -> None:
+        who = "a stranger" if node is None else node.name
+        self.counters[f"refused.{code.value}"] += 1
+        self._sink.event("refused", code.value, who, detail)
+        self._to_subscribers(Lane.EVENT, ["event", BROKER, "refused", code.value, who, detail])
+
+    def _on_session_frame(self, node: Node, frame: Frame, now_ns: int) -> None:
+        try:
+            good, bad = node.session.accept(frame)
+        except Violation as violation:
+            if ENDS[violation.code] is Ends.RECORD:
+                self._report(node, violation.code, violation.detail)
+            else:
+                self._refuse(node.routing_id, violation.code, violation.detail)
+                self._cut(node, str(violation))
+            return
+        node.heard_ns = now_ns
+        self._move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
+        self._dirty[node.name] = node
+        for error in bad:
+            self._report(node, Refusal.MALFORMED_RECORD, str(error))
+        for item in good:
+            if not node.live:
+                return
+            self._dispatch(node, frame.lane, item)
+
+    def _dispatch(self, node: Node, lane: Lane, item: Incoming) -> None:
+        self.counters["records_in"] += 1
+        if isinstance(item.record, Envelope):
+            self._on_envelope(node, item.record)
+            return
+        row = item.row
+        if row is None or (row.senders and node.kind not in row.senders):
+            self._report(node, Refusal.NOT_ALLOWED, f"{item.record[0]!r} from a {node.kind}")
+            return
+        try:
+            HANDLERS[row.name](self, node, lane, item)
+        except RecordError as error:  # it grew beyond a frame when the broker added the sender's name
+            self._report(node, Refusal.MALFORMED_RECORD, str(error))
+
+    # ---- names -------------------------------------------------------------------------------------------
+
+    def _on_hello(self, routing_id: bytes, frame: Frame, now_ns: int) -> None:
+        record, attempt = frame.records[0], frame.seq
+        refusal = self._judge_hello(routing_id, record)
+        if refusal is not None:
+            self._refuse(routing_id, *refusal, attempt)
+            return
+        _, _, _, kind, name, _, pid, epoch_seen = record
+        node = self.nodes.get(name)
+        if node is None:
+            node = self._new_node(name)
+        if node.live:
+            node.session = node.session.successor(self.epoch)
+            self._peers.pop(node.routing_id, None)
+        else:
+            node.session = Session(Direction.TO_BROKER, self.epoch)
+        node.kind, node.pid, node.routing_id = kind, pid, routing_id
+        node.heard_ns, node.subscribed, node.missed = now_ns, False, 0
+        self._peers[routing_id] = node
+        self._dirty[name] = node
+        self.counters["hellos"] += 1
+        again = f", was in epoch {epoch_seen}" if epoch_seen else ""
+        self._move(node, Stimulus.HELLO, f"pid {pid}{again}", announce=True)
+        if self._handshake(routing_id, attempt, ["welcome", self.epoch, name]) is SendResult.UNREACHABLE:
+            self._cut(node, "its connection is gone")
+
+    def _judge_hello(self, routing_id: bytes, record: list[Any]) -> tuple[Refusal, str] | None:
+        """Why this hello is refused; None: it is welcome.  A holder whose connection is gone yields."""
+        if record[0] != "hello":
+            return Refusal.HELLO_FIRST, f"a handshake with {codec.show(record[0])}"
+        if len(record) > 1 and type(record[1]) is int and record[1] != frames.MAJOR:
+            ours = f"{frames.MAJOR}.{frames.MINOR}"
+            return Refusal.WRONG_VERSION, f"this broker speaks {ours}, the node speaks major {record[1]}"
+        try:
+            decode(Direction.TO_BROKER, Lane.CONTROL, record, PayloadReader(memoryview(b"")))
+        except RecordError as error:
+            return Refusal.MALFORMED_RECORD, str(error)
+        _, _, _, kind, name, token, pid, epoch_seen = record
+        if not hmac.compare_digest(token, self._token):
+            return Refusal.WRONG_TOKEN, f"{kind} {name!r} (pid {pid}) does not show this lab's token"
+        if name == BROKER:
+            return Refusal.NAME_RESERVED, f"no node may be called {BROKER!r}"
+        if epoch_seen > self.epoch:
+            return Refusal.STALE_EPOCH, f"this broker is of epoch {self.epoch}, the node saw {epoch_seen}"
+        joined = self._peers.get(routing_id)
+        if joined is not None and joined.name != name:
+            return Refusal.NOT_ALLOWED, f"this connection already joined as {joined.name!r}"
+        holder = self.nodes.get(name)
+        if holder is None:
+            full = len(self.nodes) >= MAX_NODES and all(node.live for node in self.nodes.values())
+            return (Refusal.TOO_MANY_NODES, f"{MAX_NODES} nodes") if full else None
+        same = (holder.kind, holder.pid) == (kind, pid) and epoch_seen == self.epoch
+        if not holder.live or holder.routing_id == routing_id or same:
+            return None
+        if not self._reachable(holder):
+            self._cut(holder, "its connection is gone")
+            return None
+        held = f"{holder.kind} pid {holder.pid}, {SHOWN[holder.state]}"
+        return Refusal.NAME_IN_USE, f"{name!r} is held by {held}; refused to {kind} pid {pid}"
+
+    def _new_node(self, name: str) -> Node:
+        if len(self.nodes) >= MAX_NODES:
+            del self.nodes[next(node.name for node in self.nodes.values() if not node.live)]
+        node = self.nodes[name] = Node(name, self.epoch)
+        return node
+
+    def _reachable(self, node: Node) -> bool:
+        return node.session.probe(partial(self._send, node.routing_id)) is not SendResult.UNREACHABLE
+
+    def _move(self, node: Node, stimulus: Stimulus, detail: str, announce: bool = False) -> None:
+        """Apply a stimulus; subscribers hear of it when it changes what is shown, or when `announce` asks."""
+        before = node.state
+        node.state = lifecycle.NEXT.get((before, stimulus), before)
+        if not node.live:
+            self._peers.pop(node.routing_id, None)
+        if node.state is not before or announce:
+            node.detail = detail[:MAX_DETAIL]
+            self._sink.event("node", node.name, node.kind, SHOWN[node.state], node.detail)
+            self._to_subscribers(Lane.CONTROL, node.record)
+
+    def _cut(self, node: Node, why: str) -> None:
+        self.counters["lost"] += 1
+        self._move(node, Stimulus.CUT, why)
+
+    # ---- saying things -----------------------------------------------------------------------------------
+
+    def _say(self, node: Node, record: Record) -> None:
+        """Queue a control record of the broker's own.  A peer that does not read loses it, counted."""
+        self._queue(node, Lane.CONTROL, encode(Direction.TO_NODE, Lane.CONTROL, record))
+
+    def _queue(self, node: Node, lane: Lane, outgoing: Outgoing) -> bool:
+        if not node.live:
+            return False
+        self._dirty[node.name] = node
+        if node.session.offer(lane, outgoing):
+            return True
+        self.counters[f"unqueued.{lane.name.lower()}"] += 1
+        return False
+
+    def _to_subscribers(self, lane: Lane, record: Record) -> None:
+        subscribers = [node for node in self.nodes.values() if node.subscribed and node.live]
+        if not subscribers:
+            return
+        outgoing = encode(Direction.TO_NODE, lane, record)
+        for node in subscribers:
+            if not self._queue(node, lane, outgoing):
+                node.missed += lane is Lane.CONTROL
+
+    def _snapshot(self, node: Node) -> None:
+        for other in self.nodes.values():
+            self._say(node, other.record)
+
+    def _tell(self, target: Node, sender: str, record: Record, payload: Buffer = b"") -> bool:
+        outgoing = encode(Direction.TO_NODE, Lane.CONTROL, ["told", sender, record], payload)
+        return self._queue(target, Lane.CONTROL, outgoing)
+
+    # ---- the vocabulary, one handler per row -------------------------------------------------------------
+
+    def _on_late_hello(self, node: Node, lane: Lane, _item: Incoming) -> None:
+        self._report(node, Refusal.NOT_ALLOWED, f"hello as a numbered record on lane {lane.name}")
+
+    def _on_ready(self, node: Node, _lane: Lane, _item: Incoming) -> None:
+        self._move(node, Stimulus.READY, f"pid {node.pid}")
+
+    def _on_exit(self, node: Node, _lane: Lane, item: Incoming) -> None:
+        _, code, reason = item.record
+        self._flush_node(node)  # acknowledges, for the node waits for that before it goes
+        self._move(node, Stimulus.EXIT, f"exit {code}: {reason}")
+
+    def _on_heartbeat(self, _node: Node, _lane: Lane, _item: Incoming) -> None:
+        self.counters["heartbeats"] += 1
+
+    def _on_subscribe(self, node: Node, _lane: Lane, _item: Incoming) -> None:
+        node.subscribed = True
+        self._snapshot(node)
+
+    def _on_tell(self, node: Node, _lane: Lane, item: Incoming) -> None:
+        _, name, record = item.record
+        if name == BROKER:
+            self._told_broker(node, record)
+            return
+        target = self.nodes.get(name)
+        if target is None or not target.live:
+            self.counters["nobody"] += 1
+            self._say(node, ["nobody", name, record])
+        elif self._tell(target, node.name, record, item.payload):
+            self.counters["told"] += 1
+        else:
+            self.counters["busy"] += 1
+            self._say(node, ["busy", name, record])
+
+    def _told_broker(self, node: Node, record: Record) -> None:
+        if record[0] == "counters?":
+            self._tell(node, BROKER, ["counters", json.dumps(self.counters, sort_keys=True)])
+        elif record[0] == "shutdown" and node.kind == "agent":
+            self.shutdown()
+        else:
+            self._report(node, Refusal.NO_ROUTE, f"the broker does not answer {codec.show(record[0])}")
+
+    def _on_event(self, node: Node, lane: Lane, item: Incoming) -> None:
+        self.counters["events"] += 1
+        self._to_subscribers(lane, ["event", node.name, *item.record[1:]])
+
+    def _on_attach(self, node: Node, _lane: Lane, item: Incoming) -> None:
+        _, name = item.record
+        target = self.nodes.get(name)
+        if target is None or not target.live or target.kind != "hypervisor":
+            self._say(node, ["nobody", name, item.record])
+        elif not self._tell(target, BROKER, ["grant", node.name, self._mint()]):
+            self._say(node, ["busy", name, item.record])
+
+    def _on_gone(self, _node: Node, _lane: Lane, item: Incoming) -> None:
+        _, name, code, reason = item.record
+        target = self.nodes.get(name)
+        if target is not None:
+            self._move(target, Stimulus.GONE, f"exit {code}: {reason}", announce=True)
+
+    def _on_shutdown(self, _node: Node, _lane: Lane, _item: Incoming) -> None:
+        self.shutdown()
+
+    def _on_envelope(self, node: Node, request: Envelope) -> None:
+        """No level lies beyond this broker yet: a request is answered so that its reservation returns."""
+        self._count_refusal(node, Refusal.NO_ROUTE, f"envelope to {codec.show(request.dst)}")
+        if request.use is Use.REQUEST:
+            answer = encode(Direction.TO_NODE, Lane.REQUEST, result_of(request, -Errno.ENOSYS))
+            self._queue(node, Lane.REQUEST, answer)
+
+
+Handler = Callable[[RouterCore, Node, Lane, Incoming], None]
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "hello": RouterCore._on_late_hello,
+    "ready": RouterCore._on_ready,
+    "exit": RouterCore._on_exit,
+    "heartbeat": RouterCore._on_heartbeat,
+    "subscribe": RouterCore._on_subscribe,
+    "tell": RouterCore._on_tell,
+    "event": RouterCore._on_event,
+    "attach": RouterCore._on_attach,
+    "gone": RouterCore._on_gone,
+    "shutdown": RouterCore._on_shutdown,
+}

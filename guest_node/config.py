@@ -1,0 +1,53 @@
+"""What a guest process is told when it starts.  Filled in by the planner, handed over by the launcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """One guest: its machine, and the program that it runs.
+
+    Attributes:
+        lab: Name of the lab.
+        name: Name of the guest.
+        node_dir: Directory of its log and events.
+        broker_endpoint: ZeroMQ endpoint of the lab's broker.
+        token: The lab's secret, shown to the broker.
+        epoch: The broker's epoch at the start.
+        hypervisor: Name of the hypervisor it runs on.
+        domid: Its domain id there.
+        memory: RAM in bytes.
+        vcpus: Number of virtual CPUs.
+        arch: Architecture, that of its hypervisor.
+        door: The instruction by which it calls its hypervisor, or `auto`.
+        notification: How it wants to be told that something arrived, or `auto`.
+        program: `builtin:NAME`, or `module:function`.
+        arguments: The program's arguments: text, numbers, booleans, None, lists and maps of these.
+        peers: Domain ids of the other guests on the same hypervisor, by name.
+        seed: Seed of all its randomness.
+        base_dir: Where relative paths of input files start: the topology's directory.
+        output_dir: Where the program's output files go.
+    """
+
+    lab: str
+    name: str
+    node_dir: str
+    broker_endpoint: str
+    token: bytes
+    epoch: int
+    hypervisor: str
+    domid: int
+    memory: int
+    vcpus: int
+    arch: str
+    door: str
+    notification: str
+    program: str
+    arguments: dict[str, Any]
+    peers: dict[str, int]
+    seed: int
+    base_dir: str
+    output_dir: str

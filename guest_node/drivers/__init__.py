@@ -1,0 +1,1 @@
+"""Drivers of a guest: Argo datagram and stream sockets over the kernel's Argo calls."""

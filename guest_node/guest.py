@@ -1,0 +1,94 @@
+"""The guest as its program sees it: `async def main(guest)`.
+
+Everything that a program may reach is an attribute here: its arguments, its peers, time, randomness, files,
+sockets, a log, and the fields of its report.  The same program thus runs in a process of its own and in a
+simulation, where time is virtual and chance comes from a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from guest_node.drivers.core import ArgoDriver
+from guest_node.drivers.sockets import ArgoSockets
+from guest_node.files import Files
+from hmx.argo.calls import ArgoCalls
+
+if TYPE_CHECKING:
+    import random
+
+Program = Callable[["Guest"], Awaitable[int | None]]
+"""A program: returns its exit code, None meaning 0."""
+
+
+class Guest:
+    """One guest.  Made by its shell, inside the running loop, when its kernel is up."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        domid: int,
+        calls: ArgoCalls,
+        arguments: Mapping[str, Any],
+        peers: Mapping[str, int],
+        randomness: random.Random,
+        files: Files,
+        log: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.domid = domid
+        self.arguments = MappingProxyType(dict(arguments))
+        self.peers = MappingProxyType(dict(peers))
+        self.random = randomness
+        self.files = files
+        self.driver = ArgoDriver(calls, randomness)
+        self.argo = ArgoSockets(self.driver)
+        self.results: dict[str, Any] = {}
+        self._log = log
+        self._start = asyncio.get_running_loop().time()
+
+    def time(self) -> float:
+        """Seconds since the guest started; virtual in a simulation."""
+        return asyncio.get_running_loop().time() - self._start
+
+    def log(self, text: str) -> None:
+        """A line for the guest's log."""
+        self._log(text)
+
+    def result(self, **fields: Any) -> None:
+        """Add `fields` to the guest's report; a later value of a field replaces an earlier one.
+
+        Raises TypeError for what JSON does not know.
+        """
+        json.dumps(fields, allow_nan=False)
+        self.results.update(fields)
+
+    async def run(self, program: Program) -> int:
+        """Run `program` to its end and close what it left open; its exit code.
+
+        What it raises is raised here.  A return value other than None and int is a TypeError.
+        """
+        await self.driver.start()
+        try:
+            code = await program(self)
+        except BaseException:
+            await self._close_quietly()
+            raise
+        await self.driver.close()
+        if code is None:
+            return 0
+        if not isinstance(code, int):
+            raise TypeError(f"the program returned {code!r}: an exit code is an int, or None for 0")
+        return int(code)
+
+    async def _close_quietly(self) -> None:
+        """The program has failed already: let its own error be the one that is seen."""
+        try:
+            await self.driver.close()
+        except Exception as exc:
+            self.log(f"closing after the program's failure failed too: {exc!r}")

@@ -1,0 +1,55 @@
+"""States of a node at the broker, checked against a second table; refusals and what each of them ends."""
+
+from __future__ import annotations
+
+from broker import lifecycle
+from broker.lifecycle import State, Stimulus
+from broker.refusals import ENDS, MEANING, Ends, Refusal
+
+# state: HELLO READY HEARD SILENT EXIT GONE CUT; "-" where the state has no such transition
+TABLE = """
+JOINED        JOINED READY JOINED JOINED_SILENT EXITED EXITED LOST
+READY         JOINED READY READY  READY_SILENT  EXITED EXITED LOST
+JOINED_SILENT JOINED -     JOINED JOINED_SILENT -      EXITED LOST
+READY_SILENT  JOINED -     READY  READY_SILENT  -      EXITED LOST
+EXITED        JOINED -     -      -             -      EXITED -
+LOST          JOINED -     -      -             -      EXITED -
+"""
+
+
+def test_transitions() -> None:
+    """Every cell, the empty ones included: a silent node becomes what it was, a dead one only joins anew."""
+    expected = {}
+    for line in TABLE.split("\n")[1:-1]:
+        state, *results = line.split()
+        for stimulus, result in zip(Stimulus, results, strict=True):
+            if result != "-":
+                expected[State[state], stimulus] = State[result]
+    assert expected == lifecycle.NEXT
+    assert len(lifecycle.TRANSITIONS) == len(expected)
+
+
+def test_what_is_shown() -> None:
+    """joined, ready, unresponsive, exited, lost; the last two have no session."""
+    shown = [(row.state.name, row.shown, row.live) for row in lifecycle.STATES]
+    assert shown == [
+        ("JOINED", "joined", True),
+        ("READY", "ready", True),
+        ("JOINED_SILENT", "unresponsive", True),
+        ("READY_SILENT", "unresponsive", True),
+        ("EXITED", "exited", False),
+        ("LOST", "lost", False),
+    ]
+
+
+def test_refusals() -> None:
+    """What a refusal ends decides whether a node goes on, joins again, or gives up."""
+    ends = {
+        Ends.RECORD: "MALFORMED_RECORD NOT_ALLOWED NO_ROUTE REPLAYED",
+        Ends.SESSION: "MALFORMED_FRAME HELLO_FIRST STALE_EPOCH SEQ_GAP BAD_ACK OVERRUN UNASKED_RESULT",
+        Ends.JOINING: "WRONG_VERSION WRONG_TOKEN NAME_IN_USE NAME_RESERVED TOO_MANY_NODES",
+    }
+    expected = {Refusal[name]: end for end, names in ends.items() for name in names.split()}
+    assert expected == ENDS
+    assert set(MEANING) == set(Refusal)
+    assert len(set(MEANING.values())) == len(MEANING)

@@ -1,0 +1,55 @@
+"""The tables of a lab's life are complete and lead down."""
+
+from __future__ import annotations
+
+from topologies.agent.phases import LIVING, MOVES, NODE_MOVES, PHASES, ROWS, Late, NodeEvent, Phase, Until
+from topologies.runtime import ENDED, NodeKind, NodeState
+
+
+def test_every_phase_has_one_row_and_leads_to_the_next() -> None:
+    """From the first row the table is walked to its last; DOWN is the only one that stays."""
+    assert [row.phase for row in PHASES] == list(Phase)
+    for row, after in zip(PHASES, PHASES[1:], strict=False):
+        assert row.then is after.phase
+    assert PHASES[-1].then is Phase.DOWN
+    assert len(ROWS) == len(PHASES)
+
+
+def test_kinds_start_in_one_order_and_stop_in_the_other() -> None:
+    """A guest needs its hypervisor, a hypervisor the broker."""
+    up = [row.kind for row in PHASES if row.until is Until.READY]
+    down = [row.kind for row in PHASES if row.until is Until.ENDED]
+    assert up == [NodeKind.BROKER, NodeKind.HYPERVISOR, NodeKind.GUEST]
+    assert down == up[::-1]
+
+
+def test_only_a_lab_that_runs_may_take_for_ever() -> None:
+    """Every other phase has a limit, and on the way down it ends in SIGKILL."""
+    for row in PHASES:
+        if row.phase not in (Phase.RUNNING, Phase.DOWN):
+            assert row.within
+        assert (row.late is Late.KILL) == (row.until is Until.ENDED)
+        assert (row.late is Late.FAIL) == (row.phase in LIVING)
+
+
+def test_no_node_comes_back_from_its_end() -> None:
+    """An event that comes after a node's end changes nothing."""
+    assert len(MOVES) == len(NODE_MOVES)
+    assert not {move.state for move in NODE_MOVES} & ENDED
+    ends = {NodeEvent.ENDED_ZERO, NodeEvent.ENDED_CODE, NodeEvent.ENDED_BADLY}
+    for state in set(NodeState) - ENDED - {NodeState.PLANNED}:
+        for event in ends:
+            assert MOVES[state, event] in ENDED
+
+
+def test_an_end_that_was_asked_for_is_no_failure() -> None:
+    """STOPPED, whatever the exit code; otherwise the code or signal decides."""
+    for move in NODE_MOVES:
+        if move.state is NodeState.STOPPING:
+            assert move.then is NodeState.STOPPED
+        elif move.event is NodeEvent.ENDED_ZERO:
+            assert move.then is NodeState.EXITED
+        elif move.event is NodeEvent.ENDED_CODE:
+            assert move.then is NodeState.FAILED
+        elif move.event is NodeEvent.ENDED_BADLY:
+            assert move.then is NodeState.DIED

@@ -1,0 +1,1 @@
+"""The agent: parent of a lab's processes, owner of its run directory, and the one who says how it went."""

@@ -1,0 +1,488 @@
+"""The life of one lab, without processes, sockets or clocks.
+
+The core walks the tables of :mod:`topologies.agent.phases`.  It is told what happened (a process started,
+joined the broker, is ready, ended; somebody wants the lab down; time passed) and says to its sink what to
+do.  Start goes broker, hypervisors, guests; the way down goes the other way round.  Whatever the order of
+events, every lab ends in phase DOWN with a verdict and no process left.
+
+Times are nanoseconds of any monotonic clock, given with every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from topologies.agent.phases import (
+    KILLED_WITHIN,
+    LIVING,
+    MOVES,
+    ROWS,
+    SECOND,
+    STARTING,
+    STRAGGLERS,
+    Late,
+    NodeEvent,
+    Phase,
+    PhaseRow,
+    Until,
+)
+from topologies.agent.spec import CheckSpec, LabSpec, Mode, NodeSpec
+from topologies.exitcodes import ExitCode
+from topologies.runtime import (
+    ENDED,
+    CheckOutcome,
+    Fault,
+    NodeKind,
+    NodeOutcome,
+    NodeState,
+    Outcome,
+    ending_words,
+    judge,
+    node_faults,
+)
+
+EVENTS_KEPT = 10_000
+COUNTER_FAMILIES = ("arch", "host")
+"""Counters come in two families that are never mixed: what the architecture did, and what the host paid."""
+REPORT_EVERY = SECOND // 2
+"""How often a wait that lasts says what it waits for."""
+
+
+class LabSink(Protocol):
+    """What the core makes happen."""
+
+    def start(self, node: str) -> None:
+        """Start the node's process when :meth:`LabCore.may_start` still says so, then report it."""
+
+    def ask_to_leave(self, node: str) -> None:
+        """Ask the node to end by itself."""
+
+    def kill(self, node: str) -> None:
+        """SIGKILL."""
+
+    def ask_counters(self, hypervisor: str) -> None:
+        """Ask the hypervisor for its counters."""
+
+    def progress(self, record: Mapping[str, Any]) -> None:
+        """Pass a progress record (see :class:`topologies.runtime.Observer`) on."""
+
+
+class Node:
+    """One node as the core sees it."""
+
+    __slots__ = (
+        "counters",
+        "detail",
+        "exit",
+        "goodbye",
+        "pid",
+        "result",
+        "signal",
+        "silent",
+        "since_ns",
+        "spec",
+        "state",
+        "was_ready",
+    )
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self.spec = spec
+        self.state = NodeState.PLANNED
+        self.pid: int | None = None
+        self.exit: int | None = None
+        self.signal: int | None = None
+        self.detail = ""
+        self.goodbye = False
+        self.silent = ""
+        self.was_ready = False
+        self.since_ns = 0
+        self.result: Mapping[str, Any] = {}
+        self.counters: Mapping[str, Any] | None = None
+
+    def outcome(self) -> NodeOutcome:
+        """The node's record."""
+        return NodeOutcome(
+            name=self.spec.name,
+            kind=self.spec.kind,
+            state=self.state,
+            exit=self.exit,
+            signal=self.signal,
+            was_ready=self.was_ready,
+            detail=self.detail,
+            hypervisor=self.spec.hypervisor,
+            domid=self.spec.domid,
+            result=self.result,
+            counters=self.counters or {},
+        )
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has a process."""
+        return self.state is not NodeState.PLANNED and self.state not in ENDED
+
+
+class LabCore:
+    """One lab from its plan to its verdict."""
+
+    def __init__(self, spec: LabSpec, sink: LabSink) -> None:
+        self.spec = spec
+        self.phase = Phase.STARTING_BROKER
+        self._sink = sink
+        self._nodes = {node.name: Node(node) for node in spec.nodes}
+        self._checks: dict[str, CheckOutcome] = {
+            check.name: CheckOutcome(check.name, check.guest, None, "not decided") for check in spec.checks
+        }
+        self._faults: list[Fault] = []
+        self._events: list[tuple[Any, ...]] = []
+        self._began = self._phase_since = self._next_report = 0
+        self._ready_at: int | None = None
+        self._over_since: int | None = None
+        self._limit: int | None = None
+        self._killed = False
+
+    # ---- what happened ------------------------------------------------------------------------------------
+
+    def begin(self, now: int) -> None:
+        """Start the lab."""
+        self._began = now
+        self._enter(Phase.STARTING_BROKER, now)
+        self._walk(now)
+
+    def spawned(self, name: str, pid: int, now: int) -> None:
+        """The process of `name` runs."""
+        self._nodes[name].pid = pid
+        self._move(name, NodeEvent.SPAWNED, now)
+        self._walk(now)
+
+    def not_spawned(self, name: str, words: str, now: int) -> None:
+        """The process of `name` could not be started."""
+        self._nodes[name].detail = words
+        kind = self._nodes[name].spec.kind
+        self.stop(Fault(ExitCode.INFRASTRUCTURE, f"{kind} {name} could not be started: {words}"), now)
+
+    def joined(self, name: str, now: int) -> None:
+        """The broker knows `name`."""
+        self._move(name, NodeEvent.JOINED, now)
+        self._walk(now)
+
+    def ready(self, name: str, now: int) -> None:
+        """`name` has done what it needs before it can serve or run."""
+        node = self._nodes.get(name)
+        if node is not None and not node.was_ready:
+            node.was_ready = True
+            self._move(name, NodeEvent.READY, now)
+            self._walk(now)
+
+    def silent(self, name: str, words: str) -> None:
+        """The broker has not heard `name` for a while, or (no words) hears it.  Silence kills nothing."""
+        node = self._nodes.get(name)
+        if node is not None:
+            node.silent = words
+
+    def said_goodbye(self, name: str, reason: str, now: int) -> None:
+        """`name` told the broker that it ends, and why; its results came before."""
+        node = self._nodes.get(name)
+        if node is not None:
+            node.goodbye = True
+            node.detail = node.detail or reason
+            self._walk(now)
+
+    def ended(self, name: str, status: int, crash: str, now: int) -> None:
+        """The process of `name` is gone.
+
+        Args:
+            name: the node.
+            status: exit code, or the negated number of the signal that ended it.
+            crash: what the node's own code raised, when that was no program's doing; else empty.
+            now: the time.
+        """
+        node = self._nodes[name]
+        node.detail = crash or node.detail
+        if status < 0:
+            node.signal = -status
+        else:
+            node.exit = status
+        if crash or status < 0:
+            event = NodeEvent.ENDED_BADLY
+        else:
+            event = NodeEvent.ENDED_CODE if status else NodeEvent.ENDED_ZERO
+        self._move(name, event, now)
+        self._look_for_faults(now)
+        self._walk(now)
+
+    def result(self, name: str, fields: Mapping[str, Any]) -> None:
+        """`name` reported results; later fields add to earlier ones.  ``arch`` and ``host`` are its counters."""
+        node = self._nodes.get(name)
+        if node is not None:
+            families = {family: fields[family] for family in COUNTER_FAMILIES if family in fields}
+            rest = {key: value for key, value in fields.items() if key not in families}
+            node.result = {**node.result, **rest}
+            if families:
+                node.counters = {**(node.counters or {}), **families}
+
+    def counters(self, hypervisor: str, fields: Mapping[str, Any], now: int) -> None:
+        """`hypervisor` answered with its counters."""
+        node = self._nodes.get(hypervisor)
+        if node is not None:
+            node.counters = fields
+            self._walk(now)
+
+    def event(self, origin: str, code: str, fields: tuple[Any, ...]) -> None:
+        """`origin` reported an event."""
+        if len(self._events) < EVENTS_KEPT:
+            self._events.append((origin, code, *fields))
+
+    def stop(self, fault: Fault | None, now: int) -> None:
+        """The lab is to go down now: for `fault`, or (None) because somebody may ask for it."""
+        if fault is not None:
+            self._faults.append(fault)
+        if self.phase in LIVING or self.phase is Phase.COLLECTING:
+            hurry = fault is None or fault.code is ExitCode.INTERRUPTED
+            first = Phase.STOPPING_GUESTS if hurry or self.phase is Phase.COLLECTING else Phase.COLLECTING
+            self._enter(first, now)
+            self._walk(now)
+
+    def tick(self, now: int) -> None:
+        """Time passed."""
+        self._decide_checks(now)
+        if self._limit is not None and now >= self._limit:
+            self._late(now)
+        self._walk(now)
+        if now >= self._next_report and self.phase is not Phase.DOWN:
+            self._next_report = now + REPORT_EVERY
+            waited = (now - self._phase_since) / SECOND
+            self._sink.progress({"what": "waiting", "waits": self.waits(now), "seconds": round(waited, 1)})
+
+    # ---- what is ------------------------------------------------------------------------------------------
+
+    def may_start(self, name: str) -> bool:
+        """Whether a start that was ordered is still wanted."""
+        return self.phase in STARTING and self._nodes[name].state is NodeState.PLANNED
+
+    def deadline(self) -> int | None:
+        """When :meth:`tick` has something to do; None in phase DOWN."""
+        if self.phase is Phase.DOWN:
+            return None
+        moments = [self._next_report]
+        if self._limit is not None:
+            moments.append(self._limit)
+        if self.phase is Phase.RUNNING:
+            moments += [at for _, at in self._open_checks() if at is not None]
+            if self._over_since is not None:
+                moments.append(self._over_since + STRAGGLERS)
+        return min(moments)
+
+    def node(self, name: str) -> Node | None:
+        """The node called `name`."""
+        return self._nodes.get(name)
+
+    def nodes(self) -> list[Node]:
+        """All nodes, in the order of the plan."""
+        return list(self._nodes.values())
+
+    def waits(self, now: int) -> list[str]:
+        """What the lab waits for, one sentence for each wait."""
+        row = ROWS[self.phase]
+        if row.until is Until.READY:
+            return [self._start_words(node) for node in self._of(row.kind) if not _settled(node)]
+        if row.until is Until.ENDED:
+            return [f"{row.kind} {node.spec.name} to leave" for node in self._of(row.kind) if node.lives]
+        if row.until is Until.TOLD:
+            return [f"{node.spec.kind} {node.spec.name} to report" for node in self._untold()]
+        if self.phase is not Phase.RUNNING:
+            return []
+        words = [
+            f"guest {node.spec.name} to end ({node.state})" for node in self._of(NodeKind.GUEST) if node.lives
+        ]
+        for check, at in self._open_checks():
+            left = "" if at is None else f" ({max(0, at - now) / SECOND:.1f} s left)"
+            words.append(f"check {check.name!r}: {check.words()}{left}")
+        return words
+
+    def outcome(self, now: int) -> Outcome:
+        """How it went so far; final in phase DOWN."""
+        nodes = tuple(node.outcome() for node in self._nodes.values())
+        checks = tuple(self._checks.values())
+        if self.spec.mode is Mode.UP and self._ready_at is not None:
+            # A lab that stays up tells of the deaths in it; they are no verdict on having been up.
+            code, reasons = judge((), (), (), self._faults)
+        else:
+            code, reasons = judge(nodes, checks, self.spec.checks, self._faults)
+        return Outcome(
+            lab=self.spec.name,
+            runtime="processes",
+            code=code,
+            reasons=reasons,
+            nodes=nodes,
+            checks=checks,
+            events=tuple(self._events),
+            seconds=round((now - self._began) / SECOND, 6),
+            run_dir=self.spec.run_dir,
+        )
+
+    # ---- nodes --------------------------------------------------------------------------------------------
+
+    def _of(self, kind: NodeKind | None) -> Iterator[Node]:
+        return (node for node in self._nodes.values() if node.spec.kind is kind)
+
+    def _move(self, name: str, event: NodeEvent, now: int) -> None:
+        node = self._nodes.get(name)
+        if node is None:
+            return
+        then = MOVES.get((node.state, event))
+        if then is None:
+            return
+        node.state = then
+        node.since_ns = now
+        detail = ending_words(node.outcome()) if then in ENDED else ""
+        self._sink.progress(
+            {"what": "node", "name": name, "kind": str(node.spec.kind), "state": str(then), "detail": detail}
+        )
+
+    def _start_words(self, node: Node) -> str:
+        stage = {
+            NodeState.PLANNED: "its process has not started",
+            NodeState.STARTING: f"process {node.pid} has not joined the broker",
+            NodeState.JOINED: f"process {node.pid} has joined, is not ready",
+        }[node.state]
+        words = f"{node.spec.kind} {node.spec.name} to be ready: {stage}"
+        under = self._nodes.get(node.spec.hypervisor or "")
+        if under is None:
+            return words
+        return f"{words}; needs hypervisor {under.spec.name}, which is {under.state}"
+
+    def _untold(self) -> list[Node]:
+        asked = [node for node in self._of(NodeKind.HYPERVISOR) if node.state is NodeState.READY]
+        orderly = (NodeState.EXITED, NodeState.FAILED)
+        gone = [node for node in self._of(NodeKind.GUEST) if node.state in orderly]
+        silent = [node for node in asked if node.counters is None]
+        return silent + [node for node in gone if not node.goodbye]
+
+    # ---- phases -------------------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase, now: int) -> None:
+        self.phase = phase
+        row = ROWS[phase]
+        self._killed = False
+        self._phase_since = now
+        self._next_report = now + REPORT_EVERY
+        self._limit = None if row.within is None else now + row.within
+        if phase in LIVING and self.spec.timeout_ns is not None:
+            whole = self._began + self.spec.timeout_ns
+            if phase is not Phase.RUNNING or self.spec.mode is Mode.RUN:
+                self._limit = whole if self._limit is None else min(whole, self._limit)
+        self._sink.progress({"what": "phase", "phase": str(phase), "doing": row.doing})
+        self._on_entry(row, now)
+
+    def _on_entry(self, row: PhaseRow, now: int) -> None:
+        if row.phase is Phase.RUNNING:
+            self._ready_at = now
+            self._sink.progress({"what": "ready", "run_dir": self.spec.run_dir})
+            self._decide_checks(now)
+        elif row.until is Until.READY:
+            for node in self._of(row.kind):
+                self._sink.start(node.spec.name)
+        elif row.until is Until.TOLD:
+            for node in self._untold():
+                if node.spec.kind is NodeKind.HYPERVISOR:
+                    self._sink.ask_counters(node.spec.name)
+        elif row.until is Until.ENDED:
+            for node in self._of(row.kind):
+                if node.lives:
+                    self._move(node.spec.name, NodeEvent.ASKED, now)
+                    self._sink.ask_to_leave(node.spec.name)
+
+    def _walk(self, now: int) -> None:
+        """On to the next phase for as long as the present one is done."""
+        while self._done(ROWS[self.phase], now):
+            self._enter(ROWS[self.phase].then, now)
+
+    def _done(self, row: PhaseRow, now: int) -> bool:
+        if row.until is Until.READY:
+            return all(_settled(node) for node in self._of(row.kind))
+        if row.until is Until.OVER:
+            return self.spec.mode is Mode.RUN and self._over(now)
+        if row.until is Until.TOLD:
+            return not self._untold()
+        if row.until is Until.ENDED:
+            return not any(node.lives for node in self._of(row.kind))
+        return False
+
+    def _over(self, now: int) -> bool:
+        """Whether a run has nothing more to wait for."""
+        if all(node.state in ENDED for node in self._of(NodeKind.GUEST)):
+            return True
+        if not self._checks or any(check.passed is None for check in self._checks.values()):
+            return False
+        # What is left serves others and need not end, or is about to.
+        if self._over_since is None:
+            self._over_since = now
+        return now >= self._over_since + STRAGGLERS
+
+    def _late(self, now: int) -> None:
+        row = ROWS[self.phase]
+        self._limit = None
+        if row.late is Late.FAIL:
+            waits = "; ".join(self.waits(now)) or "nothing"
+            self.stop(Fault(ExitCode.TIMEOUT, f"too late while {row.doing}, waiting for: {waits}"), now)
+        elif row.late is Late.GO_ON:
+            self._enter(row.then, now)
+        elif not self._killed:
+            self._killed = True
+            self._limit = now + KILLED_WITHIN
+            for node in self._of(row.kind):
+                if node.lives:
+                    self._sink.kill(node.spec.name)
+        else:
+            for node in self._of(row.kind):
+                if node.lives:
+                    words = f"{row.kind} {node.spec.name} (pid {node.pid}) does not disappear after SIGKILL"
+                    self._faults.append(Fault(ExitCode.INFRASTRUCTURE, words))
+            self._enter(row.then, now)
+
+    # ---- faults and checks --------------------------------------------------------------------------------
+
+    def _look_for_faults(self, now: int) -> None:
+        """Go down when a node's ending says that this cannot go well any more."""
+        self._decide_checks(now)
+        staying = self.spec.mode is Mode.UP and self.phase is Phase.RUNNING
+        if self.phase in LIVING and not staying:
+            nodes = [node.outcome() for node in self._nodes.values()]
+            if node_faults(nodes, self.spec.checks):
+                self._enter(Phase.COLLECTING, now)
+
+    def _open_checks(self) -> Iterator[tuple[CheckSpec, int | None]]:
+        """Checks that are not decided, each with its deadline."""
+        for check in self.spec.checks:
+            if self._checks[check.name].passed is None:
+                if check.within_ns is None or self._ready_at is None:
+                    yield check, None
+                else:
+                    yield check, self._ready_at + check.within_ns
+
+    def _decide_checks(self, now: int) -> None:
+        if self.spec.mode is not Mode.RUN or self.phase not in LIVING:
+            return
+        failed = False
+        for check, at in list(self._open_checks()):
+            node = self._nodes[check.guest]
+            late = at is not None and now >= at
+            if node.state in ENDED:
+                passed = check.met_by(node.exit, node.signal) and not late
+                words = f"guest {check.guest} {ending_words(node.outcome())}"
+            elif late:
+                passed, words = False, f"guest {check.guest} has not ended"
+            else:
+                continue
+            if not passed:
+                words = f"{words}; expected: {check.words()}"
+            self._checks[check.name] = CheckOutcome(check.name, check.guest, passed, words)
+            failed = failed or not passed
+        if failed:
+            self._enter(Phase.COLLECTING, now)
+
+
+def _settled(node: Node) -> bool:
+    """Whether nothing more is to be expected of a node that starts."""
+    return node.state is NodeState.READY or (node.spec.kind is NodeKind.GUEST and node.state in ENDED)

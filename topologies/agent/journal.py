@@ -1,0 +1,97 @@
+"""What the agent writes down: state.json for who asks what runs, and a line per event in each node's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from topologies.agent.core import LabCore
+from topologies.agent.phases import SECOND
+from topologies.rundir import RunDirectory
+from topologies.runtime import Outcome
+
+STATE_SCHEMA = "state/1"
+EVENTS = "events.jsonl"
+EVENT_BYTES_KEPT = 64 << 20
+"""A node's event file does not grow beyond this."""
+
+
+def start_time(pid: int) -> int:
+    """When process `pid` started, in clock ticks since boot; 0 if it is gone.
+
+    With the pid it names one process for ever, which the pid alone does not.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
+
+
+class Journal:
+    """Keeps the run directory's records up to date."""
+
+    def __init__(self, core: LabCore, run: RunDirectory, sockets: Path) -> None:
+        self._core = core
+        self._run = run
+        self._sockets = sockets
+        self._since = time.time()
+        self._self_started = start_time(os.getpid())
+        self._written: dict[str, int] = {}
+
+    def state(self, now: int, outcome: Outcome | None = None) -> dict[str, Any]:
+        """What there is to say about the lab now, as JSON values."""
+        spec = self._core.spec
+        wall = time.time()
+        state: dict[str, Any] = {
+            "schema": STATE_SCHEMA,
+            "lab": spec.name,
+            "mode": str(spec.mode),
+            "topology": spec.topology,
+            "run_dir": str(self._run.path),
+            "sockets": str(self._sockets) if outcome is None else None,
+            "agent": {"pid": os.getpid(), "started": self._self_started, "since": self._since},
+            "phase": str(self._core.phase),
+            "waits": self._core.waits(now),
+            "nodes": [],
+        }
+        for node in self._core.nodes():
+            record = node.outcome()
+            age = (now - node.since_ns) / SECOND if node.since_ns else 0.0
+            state["nodes"].append(
+                {
+                    "name": record.name,
+                    "kind": str(record.kind),
+                    "state": str(record.state),
+                    "hypervisor": record.hypervisor,
+                    "domid": record.domid,
+                    "pid": node.pid,
+                    "started": start_time(node.pid) if node.pid and node.lives else None,
+                    "since": round(wall - age, 3) if node.since_ns else None,
+                    "silent": node.silent,
+                    "exit": record.exit,
+                    "signal": record.signal,
+                    "detail": record.detail,
+                }
+            )
+        if outcome is not None:
+            state["outcome"] = outcome.as_json()
+        return state
+
+    def write_state(self, now: int, outcome: Outcome | None = None) -> None:
+        """Replace state.json."""
+        self._run.write_state(self.state(now, outcome))
+
+    def event(self, node: str, code: str, fields: Mapping[str, Any] | tuple[Any, ...]) -> None:
+        """Add a line to the node's events."""
+        line = json.dumps({"time": round(time.time(), 6), "event": code, "fields": fields}, default=repr) + "\n"
+        written = self._written.get(node, 0) + len(line)
+        if written > EVENT_BYTES_KEPT:
+            return
+        self._written[node] = written
+        with open(self._run.node_directory(node) / EVENTS, "a", encoding="utf-8") as file:
+            file.write(line)

@@ -1,0 +1,265 @@
+"""The inline runtime: the plan's broker, hypervisors and guests as objects of one process, in virtual time.
+
+The same cores run as in processes: the router with its members, the hypervisor, the guest's kernel, drivers and program,
+and the agent's life cycle, which starts them, watches them and gives the verdict.  What differs is who decides the order of
+things: here a generator with a seed.  The same seed gives the same history, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from broker.fabric import FabricLink, MemoryFabric
+from broker.frames import Lane
+from guest_node.config import GuestConfig
+from guest_node.files import DirectoryFiles
+from guest_node.life import Ending, Lab, live
+from guest_node.vcpu import Vcpu
+from hmx.trap import Arch
+from hmx.vcpu_area import GuestSide
+from hv_node.argo.options import parse_options
+from hv_node.config import HypervisorConfig
+from hv_node.doors.tables import CPUS, PERSONALITIES
+from hv_node.hypervisor import Hypervisor
+from hv_node.xsm import xsm_by_name
+from topologies.agent.core import LabCore
+from topologies.agent.phases import Phase
+from topologies.agent.spec import LabSpec, Mode, NodeSpec
+from topologies.exitcodes import ExitCode
+from topologies.inline.loop import VirtualLoop
+from topologies.inline.machine import InlineMachine, InlineMemory, SharedMemory
+from topologies.plan import Plan
+from topologies.processes import lab_spec
+from topologies.runtime import Fault, NodeKind, Observer, Outcome
+
+HORIZON_S: Final = 3600.0
+"""Virtual seconds after which a lab whose guests never end is taken down."""
+
+MemoryFactory = Callable[[int], InlineMemory]
+
+
+class InlineRuntime:
+    """Runs plans in one process.  `seed` decides everything that is left to chance; `memory` makes a guest's RAM."""
+
+    def __init__(self, seed: int = 0, memory: MemoryFactory = SharedMemory) -> None:
+        self._seed = seed
+        self._memory = memory
+        self.log: list[str] = []
+
+    def run(self, plan: Plan, observer: Observer) -> Outcome:
+        """Run the lab to its verdict."""
+        lab = _Lab(lab_spec(plan, Mode.RUN), plan, random.Random(self._seed), self._memory, observer)
+        self.log = lab.log
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(lab.run())
+
+
+class _Lab:
+    """One lab: the life-cycle core's sink, and what its orders mean here."""
+
+    def __init__(
+        self, spec: LabSpec, plan: Plan, generator: random.Random, memory: MemoryFactory, observer: Observer
+    ) -> None:
+        self.log: list[str] = []
+        self._specs: dict[str, NodeSpec] = {node.name: node for node in spec.nodes}
+        self._plan = plan
+        self._random = generator
+        self._make_memory = memory
+        self._observer = observer
+        self._core = LabCore(spec, self)
+        self._fabric = MemoryFabric(token=plan.broker.token, mint=lambda: generator.randbytes(16))
+        self._machines: dict[str, InlineMachine] = {}
+        self._links: dict[str, FabricLink] = {}
+        self._guests: dict[str, asyncio.Task[None]] = {}
+        self._down: asyncio.Future[None]
+
+    async def run(self) -> Outcome:
+        """Until the core is down."""
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._down = loop.create_future()
+        self._fabric.on_readable = _once(loop, lambda: self._fabric.run(0))
+        loop.call_later(HORIZON_S, self._too_long)
+        self._core.begin(self._now())
+        self._arm()
+        await self._down
+        return replace(self._core.outcome(self._now()), runtime="inline")
+
+    def _now(self) -> int:
+        return round(self._loop.time() * 1e9)
+
+    def _arm(self) -> None:
+        """Tick the core when it asks for it."""
+        deadline = self._core.deadline()
+        if deadline is not None:
+            self._loop.call_at(deadline / 1e9, self._tick)
+
+    def _tick(self) -> None:
+        self._core.tick(self._now())
+        self._settle()
+        self._arm()
+
+    def _settle(self) -> None:
+        if self._core.phase is Phase.DOWN and not self._down.done():
+            self._down.set_result(None)
+
+    def _too_long(self) -> None:
+        waits = "; ".join(self._core.waits(self._now()))
+        words = f"after {HORIZON_S:g} virtual seconds the lab still waited for: {waits}"
+        self._core.stop(Fault(ExitCode.TIMEOUT, words), self._now())
+        self._settle()
+
+    def _note(self, node: str, code: str, *fields: Any) -> None:
+        self.log.append(json.dumps([round(self._loop.time(), 9), node, code, *fields], default=repr))
+
+    # -- what the core orders ---------------------------------------------------------------------------------------------
+
+    def start(self, node: str) -> None:
+        """Start a node in one of the loop's next turns."""
+        self._loop.call_soon(self._start, node)
+
+    def _start(self, name: str) -> None:
+        if not self._core.may_start(name):
+            return
+        self._note(name, "started")
+        self._core.spawned(name, 0, self._now())
+        config = self._specs[name].config
+        match self._specs[name].kind:
+            case NodeKind.BROKER:
+                self._join("agent", "agent", self._on_agent_record, ["subscribe"], ["ready"])
+                self._links["agent"].member.on_welcome = lambda _epoch: self._core.ready(name, self._now())
+            case NodeKind.HYPERVISOR:
+                self._start_hypervisor(config)
+            case NodeKind.GUEST:
+                self._join("guest", name, lambda *_: None)
+                self._guests[name] = self._loop.create_task(self._live(config))
+
+    def ask_to_leave(self, node: str) -> None:
+        """Let a node end as if it had been asked to."""
+        if node in self._guests:
+            self._guests[node].cancel()
+        else:
+            self._loop.call_soon(self._end, node, 0)
+
+    def kill(self, node: str) -> None:
+        """There is nothing that could refuse to leave."""
+        self.ask_to_leave(node)
+
+    def ask_counters(self, hypervisor: str) -> None:
+        """Counters are at hand."""
+        machine = self._machines[hypervisor]
+        counters = {"arch": machine.counters(), "host": {"doorbells": machine.doorbells}}
+        self._loop.call_soon(lambda: self._core.counters(hypervisor, counters, self._now()))
+
+    def progress(self, record: Mapping[str, Any]) -> None:
+        """Pass it on; reports of waiting make no sense in virtual time."""
+        if record.get("what") != "waiting":
+            self._observer.progress(record)
+
+    def _end(self, name: str, status: int, crash: str = "") -> None:
+        self._note(name, "ended", status)
+        self._core.ended(name, status, crash, self._now())
+        self._settle()
+
+    # -- nodes ------------------------------------------------------------------------------------------------------------
+
+    def _join(self, kind: str, name: str, on_record: Callable[..., None], *say: Sequence[Any]) -> None:
+        link = self._links[name] = self._fabric.connect(kind, name)
+        link.on_record = on_record
+        link.on_readable = _once(self._loop, link.pump)
+        for record in say:
+            link.send(Lane.CONTROL, record)
+        link.flush()
+
+    def _tell(self, name: str, record: Sequence[Any]) -> None:
+        self._links[name].send(Lane.CONTROL, record)
+        self._links[name].flush()
+
+    def _on_agent_record(self, _lane: Lane, record: Sequence[Any], _payload: Any) -> None:
+        match [*record]:
+            case ["node", str(name), _kind, str(state), str(detail)] if name != "agent":
+                self._note(name, state, detail)
+                if state == "joined":
+                    self._core.joined(name, self._now())
+                elif state == "ready":
+                    self._core.ready(name, self._now())
+                elif state == "exited":
+                    self._core.said_goodbye(name, detail.partition(": ")[2], self._now())
+            case ["event", str(origin), "result", _name, str(text)]:
+                self._note(origin, "result", text)
+                self._core.result(origin, json.loads(text))
+            case ["event", str(origin), str(code), *fields]:
+                self._note(origin, code, *fields)
+                self._core.event(origin, code, tuple(fields))
+            case _:
+                pass
+        self._settle()
+
+    def _start_hypervisor(self, config: HypervisorConfig) -> None:
+        options, _ = parse_options(config.argo_cmdline)
+        personality = PERSONALITIES[config.personality, Arch[config.arch.upper()]]
+        core = Hypervisor(
+            personality, CPUS[config.cpu], options, xsm_by_name(config.xsm),
+            lambda code, *fields: self._tell(config.name, ["event", code, *fields]),
+        )  # fmt: skip
+        machine = self._machines[config.name] = InlineMachine(
+            core, self._random, lambda domain, vcpu, frames: self._note(config.name, "turn", domain, vcpu, frames)
+        )
+        for domain in config.domains:
+            machine.create_domain(
+                domain.domid, self._make_memory(domain.memory), domain.vcpus, name=domain.name, is_control=domain.is_control
+            )
+        self._join("hypervisor", config.name, lambda *_: None, ["ready"])
+
+    async def _live(self, config: GuestConfig) -> None:
+        """A guest from attaching to its end, as its process would have run it."""
+        machine = self._machines[config.hypervisor]
+        lines: list[str] = []
+        ending = Ending(0, "told to stop")
+        try:
+            memory, areas, bells = machine.attach(config.domid)
+            vcpu = Vcpu(0, GuestSide(areas[0]), bells[0])
+            lab = Lab(lambda record: self._tell(config.name, record), lines.append)
+            files = DirectoryFiles(config.base_dir, config.output_dir)
+            ending = await live(config, vcpu, memory.guest, files, lab)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            machine.destroy_domain(config.domid)
+            for line in lines:
+                self._note(config.name, "log", line)
+            _write_log(Path(config.node_dir), lines)
+        self._tell(config.name, ["exit", ending.code, ending.reason])
+        del self._guests[config.name]
+        # The goodbye is a record, the end is not: let the record arrive first, as it does between processes.
+        self._loop.call_later(0.001, self._end, config.name, ending.code)
+
+
+def _write_log(directory: Path, lines: Sequence[str]) -> None:
+    if lines:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "log").write_text("\n".join(lines) + "\n")
+
+
+def _once(loop: asyncio.AbstractEventLoop, action: Callable[[], object]) -> Callable[[], None]:
+    """A function that has `action` run in the loop's next turn, once however often it is called before."""
+    scheduled = False
+
+    def run() -> None:
+        nonlocal scheduled
+        scheduled = False
+        action()
+
+    def schedule() -> None:
+        nonlocal scheduled
+        if not scheduled:
+            scheduled = True
+            loop.call_soon(run)
+
+    return schedule

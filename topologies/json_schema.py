@@ -1,0 +1,93 @@
+"""JSON Schema of a topology file, for editors and other tools; generated from the model.
+
+Differs from the model where the file does: a node may leave out what it inherits, and an empty section or
+node may stand there without a value.  What this version does not serve yet is described but refused, as
+`argosy validate` refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from topologies.availability import LATER, NOT_YET, Later
+from topologies.merge import OPTIONAL_SECTIONS, SECTIONS_OF_MAPS
+from topologies.schema import NAME_JSON, SIZE_JSON, TIME_JSON, Topology
+from topologies.units import format_duration, format_size
+
+DIALECT: Final = GenerateJsonSchema.schema_dialect
+VERSION: Final = "argosy/topology/1"
+# The definitions in which the keys of a section of `availability` stand.
+_DEFINITIONS: Final[dict[str, tuple[str, ...]]] = {
+    "hypervisor": ("Hypervisor", "NodeKeys"),
+    "guest": ("Guest", "NodeKeys"),
+    "node": ("Hypervisor", "Guest", "NodeKeys"),
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema as JSON data."""
+    schema = Topology.model_json_schema(by_alias=True)
+    definitions: dict[str, Any] = schema["$defs"]
+    for definition in (schema, *definitions.values()):
+        for key in definition["properties"].values():
+            _tidy(key)
+    for key in SECTIONS_OF_MAPS:
+        section = schema["properties"][key]
+        section["additionalProperties"] = _or_nothing(section["additionalProperties"])
+    for key in OPTIONAL_SECTIONS:
+        section = schema["properties"][key]
+        description = section.pop("description")
+        schema["properties"][key] = {"description": description, **_or_nothing(section)}
+    for row in LATER:
+        for properties in _properties(schema, row):
+            _limit(properties, row)
+    head = {"$schema": DIALECT, "$id": f"urn:{VERSION.replace('/', ':')}"}
+    return {**head, **schema}
+
+
+def _tidy(key: dict[str, Any]) -> None:
+    """Names as pydantic's versions write them differently, defaults as YAML writes them, no titles."""
+    key.pop("title", None)
+    if "patternProperties" in key:
+        (key["additionalProperties"],) = key.pop("patternProperties").values()
+        key["propertyNames"] = NAME_JSON
+    default = key.pop("default", None)
+    if isinstance(default, int) and not isinstance(default, bool):
+        written = {TIME_JSON["pattern"]: format_duration, SIZE_JSON["pattern"]: format_size}.get(
+            key.get("pattern")
+        )
+        key["default"] = default if written is None else written(default)
+    elif isinstance(default, bool) or (isinstance(default, str) and default):
+        key["default"] = default
+
+
+def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _properties(schema: dict[str, Any], row: Later) -> list[dict[str, Any]]:
+    """Where the first part of a row's key stands."""
+    if row.section == "topology":
+        return [schema["properties"]]
+    if row.key.startswith("argo."):
+        return [schema["$defs"]["ArgoKeys"]["properties"]]
+    return [schema["$defs"][name]["properties"] for name in _DEFINITIONS[row.section]]
+
+
+def _limit(properties: dict[str, Any], row: Later) -> None:
+    key = row.key.removeprefix("argo.").removesuffix(".*")
+    if row.available:
+        holder = properties[key]["items"] if row.key.endswith(".*") else properties[key]
+        holder.pop("const", None)
+        holder["enum"] = list(row.available)
+    else:
+        description = properties[key].get("description", "")
+        properties[key] = {
+            **properties[key],
+            "description": f"{NOT_YET.capitalize()}. {description}".strip(),
+            "not": {},
+            "errorMessage": NOT_YET,  # understood by common editors
+            "doNotSuggest": True,
+        }

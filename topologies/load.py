@@ -1,0 +1,87 @@
+"""From a file to a checked topology: read, merge, check, and report everything that is wrong at once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import ValidationError
+
+from topologies import availability, yaml12
+from topologies.crosscheck import Found, crosscheck
+from topologies.diagnose import EmptyTopology, TopologyError, at, describe
+from topologies.marks import Location, Mark, Node, plain
+from topologies.merge import resolve
+from topologies.schema import Topology
+from topologies.translate import translate
+
+# Reported with their own path rather than with that of a node which inherits from them.
+_SOURCES: Final = ("defaults", "kinds", "groups")
+
+
+def load(path: str) -> Topology:
+    """The topology in the file at `path` (`-`: standard input), merged and checked.
+
+    Raises:
+        TopologyError: with every error found; `exit_code` says what the command returns.
+        EmptyTopology: sound, but without a single hypervisor or guest.
+    """
+    return parse(yaml12.load_file(path), yaml12.shown_name(path))
+
+
+def loads(text: str, file: str = "<text>") -> Topology:
+    """`load` for text that is at hand; `file` is what diagnostics call it."""
+    return parse(yaml12.load_text(text, file), file)
+
+
+def parse(root: Node | None, file: str) -> Topology:
+    """`load` for a tree that has been read from `file`."""
+    if root is None:
+        hint = "a topology starts with `name: NAME`; `argosy schema` lists the keys"
+        raise TopologyError([at(Mark(file, 0, 0), (), "holds no topology: it is empty", hint=hint)])
+    if not isinstance(root.value, dict):
+        hint = "a topology starts with `name: NAME`; `argosy schema` lists the keys"
+        raise TopologyError(
+            [at(root.mark, (), f"a topology is a map, not {describe(plain(root))}", hint=hint)]
+        )
+    tree = resolve(root)
+    later = list(availability.check(tree))
+    barred = {location for location, _ in later}
+    found: list[Found] = list(later)
+    topology: Topology | None = None
+    try:
+        topology = Topology.model_validate(plain(tree))
+    except ValidationError as error:
+        found += [one for one in translate(tree, error) if not _within(one[0], barred)]
+    found += [one for one in crosscheck(tree) if not _within(one[0], barred)]
+    if found or topology is None:
+        found.sort(key=lambda one: one[0][:1] not in [(source,) for source in _SOURCES])
+        raise TopologyError(diagnostic for _, diagnostic in found)
+    if topology.is_empty():
+        hint = "add hypervisors and guests"
+        raise EmptyTopology([at(root.mark, (), "the topology has neither hypervisors nor guests", hint=hint)])
+    return topology
+
+
+def resolved(topology: Topology) -> dict[str, object]:
+    """The merged topology as plain data with YAML's keys; read again it gives the same topology.
+
+    Only what this version serves is in it, and nothing that has been merged already.
+    """
+    data: dict[str, object] = topology.model_dump(mode="json", by_alias=True)
+    return _without_later(data, ())
+
+
+def _without_later(data: dict[str, object], location: Location) -> dict[str, object]:
+    kept: dict[str, object] = {}
+    for key, value in data.items():
+        place = (*location, key)
+        row = availability.row_of(place)
+        merged = key in ("kind", "group") if len(place) == 3 else place[0] in _SOURCES
+        if merged or (row is not None and not row.available):
+            continue
+        kept[key] = _without_later(value, place) if isinstance(value, dict) else value
+    return kept
+
+
+def _within(location: Location, barred: set[Location]) -> bool:
+    return any(location[:length] in barred for length in range(1, len(location) + 1))

@@ -1,0 +1,222 @@
+"""From a checked topology to what each process is told: a pure function.
+
+The planner decides everything that can be decided before anything runs: domain ids, who is a peer of whom,
+seeds, sockets, the order of the start, and what the run is checked against.  It opens nothing and asks the
+machine nothing; directories come in as :class:`Places`.  The same arguments give the same plan, and a plan
+survives a round trip through JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from broker.config import BrokerConfig
+from guest_node.config import GuestConfig
+from hv_node.config import DomainConfig, HypervisorConfig
+from topologies.codec import decode, encode
+from topologies.load import resolved
+from topologies.schema import Hypervisor, Topology
+
+BROKER: Final = "broker"  # the broker's name among the nodes
+FIRST_DOMID: Final = 1  # 0 is the control domain's
+_SEED_BYTES: Final = 6  # seeds stay exact in every JSON reader
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a run keeps its things.  Only names: the planner neither makes nor looks at them.
+
+    Attributes:
+        base_dir: Directory of the topology file, where relative input paths start.
+        run_dir: The lab's run directory.
+        socket_dir: Directory of its sockets; short, since socket paths end at 107 bytes.
+    """
+
+    base_dir: str
+    run_dir: str
+    socket_dir: str
+
+    def node_dir(self, name: str) -> str:
+        """Directory of a node's log, events and output."""
+        return f"{self.run_dir}/nodes/{name}"
+
+    def broker_endpoint(self) -> str:
+        """ZeroMQ endpoint of the broker."""
+        return f"ipc://{self.socket_dir}/broker"
+
+    def attach_path(self, index: int) -> str:
+        """Socket on which the guests of hypervisor number `index` attach."""
+        return f"{self.socket_dir}/attach-{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """One check: `guest` ends with exit code `exit`, at most `within_ns` after the lab is ready."""
+
+    name: str
+    guest: str
+    exit: int
+    within_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A lab, ready to be launched.
+
+    Attributes:
+        lab: Its name.
+        seed: The seed from which all nodes' seeds come.
+        places: Where it keeps its things.
+        topology: The resolved topology, as plain data with YAML's keys.
+        broker: What the broker is told.
+        hypervisors: What each hypervisor is told, in the order of the file.
+        guests: What each guest is told, in the order of the file.
+        order: Names of nodes, stage by stage: a stage starts when the one before it is ready.
+        checks: What the run is checked against.
+    """
+
+    lab: str
+    seed: int
+    places: Places
+    topology: dict[str, Any]
+    broker: BrokerConfig
+    hypervisors: tuple[HypervisorConfig, ...]
+    guests: tuple[GuestConfig, ...]
+    order: tuple[tuple[str, ...], ...]
+    checks: tuple[CheckPlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON data.  Holds the lab's token: for files that only the owner can read."""
+        data: dict[str, Any] = encode(self)
+        return data
+
+    def to_json(self) -> str:
+        """The plan as JSON text; see `to_dict`."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """The plan whose `to_dict` is `data`.  Raises CodecError."""
+        return decode(cls, data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan whose `to_json` is `text`.  Raises CodecError, or ValueError for what is no JSON."""
+        return cls.from_dict(json.loads(text))
+
+
+def plan(
+    topology: Topology,
+    places: Places,
+    *,
+    token: bytes = b"",
+    epoch: int = 1,
+    seed: int = 0,
+    name: str | None = None,
+) -> Plan:
+    """The plan of a lab.
+
+    Args:
+        topology: From :func:`topologies.load.load`.
+        places: Directories of this run.
+        token: The lab's secret; empty for a plan that is only shown.
+        epoch: The broker's epoch.
+        seed: Any integer.
+        name: Replaces the topology's own name.
+    """
+    lab = name or topology.name
+    endpoint = places.broker_endpoint()
+    domids = _domids(topology)
+    hypervisors = tuple(
+        HypervisorConfig(
+            lab=lab,
+            name=hypervisor,
+            node_dir=places.node_dir(hypervisor),
+            broker_endpoint=endpoint,
+            token=token,
+            epoch=epoch,
+            personality=keys.personality,
+            arch=keys.arch,
+            cpu=keys.cpu,
+            argo_cmdline=argo_cmdline(keys),
+            xsm=keys.xsm,
+            attach_path=places.attach_path(index),
+            linger_ns=keys.argo.linger,
+            seed=node_seed(seed, hypervisor),
+            domains=tuple(
+                DomainConfig(guest, domid, topology.guests[guest].memory, topology.guests[guest].vcpus)
+                for guest, domid in domids[hypervisor].items()
+            ),
+        )
+        for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
+    )
+    guests = tuple(
+        GuestConfig(
+            lab=lab,
+            name=guest,
+            node_dir=places.node_dir(guest),
+            broker_endpoint=endpoint,
+            token=token,
+            epoch=epoch,
+            hypervisor=guest_keys.on,
+            domid=domids[guest_keys.on][guest],
+            memory=guest_keys.memory,
+            vcpus=guest_keys.vcpus,
+            arch=topology.hypervisors[guest_keys.on].arch,
+            door=guest_keys.door,
+            notification=guest_keys.notification,
+            program=guest_keys.program,
+            arguments=guest_keys.with_,
+            peers={peer: domid for peer, domid in domids[guest_keys.on].items() if peer != guest},
+            seed=node_seed(seed, guest),
+            base_dir=places.base_dir,
+            output_dir=places.node_dir(guest),
+        )
+        for guest, guest_keys in topology.guests.items()
+    )
+    return Plan(
+        lab=lab,
+        seed=seed,
+        places=places,
+        topology={**resolved(topology), "name": lab},
+        broker=BrokerConfig(lab, endpoint, token, epoch, places.node_dir(BROKER)),
+        hypervisors=hypervisors,
+        guests=guests,
+        order=_order(topology),
+        checks=tuple(
+            CheckPlan(
+                check.name or f"{check.guest} exits {check.expect.exit}",
+                check.guest,
+                check.expect.exit,
+                check.within,
+            )
+            for check in topology.checks
+        ),
+    )
+
+
+def argo_cmdline(hypervisor: Hypervisor) -> str:
+    """What stands behind `argo=` on the command line of a Xen with these settings."""
+    return f"{int(hypervisor.argo.enabled)},mac-permissive={int(hypervisor.argo.mac_permissive)}"
+
+
+def node_seed(seed: int, name: str) -> int:
+    """A node's own seed: one node more or less in the lab changes no other node's randomness."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:_SEED_BYTES], "big")
+
+
+def _domids(topology: Topology) -> dict[str, dict[str, int]]:
+    """Domain ids of the guests on each hypervisor: 1, 2, 3 ... in the order of the file."""
+    domids: dict[str, dict[str, int]] = {hypervisor: {} for hypervisor in topology.hypervisors}
+    for name, guest in topology.guests.items():
+        domids[guest.on][name] = FIRST_DOMID + len(domids[guest.on])
+    return domids
+
+
+def _order(topology: Topology) -> tuple[tuple[str, ...], ...]:
+    stages = ((BROKER,), tuple(topology.hypervisors), tuple(topology.guests))
+    return tuple(stage for stage in stages if stage)

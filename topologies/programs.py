@@ -1,0 +1,75 @@
+"""The programs that a guest can name: `builtin:NAME`, or a user's own as `module:function`."""
+
+from __future__ import annotations
+
+import keyword
+from typing import Final, NamedTuple
+
+from topologies.diagnose import nearest
+
+PREFIX: Final = "builtin:"
+
+
+class Builtin(NamedTuple):
+    """A program that comes with Argosy.  `peers`: those of its arguments that name another guest."""
+
+    name: str
+    peers: tuple[str, ...]
+
+
+BUILTINS: Final = (
+    Builtin("echo", ()),
+    Builtin("ping-pong", ("to",)),
+    Builtin("file-send", ("to",)),
+    Builtin("file-receive", ()),
+)
+
+
+class ProgramError(ValueError):
+    """A program that cannot be: what is wrong, and how to mend it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def builtin_names() -> tuple[str, ...]:
+    """The built-in programs as a topology names them."""
+    return tuple(PREFIX + builtin.name for builtin in BUILTINS)
+
+
+def builtin_of(program: str) -> Builtin | None:
+    """The built-in program that `program` names, None where it names none."""
+    for builtin in BUILTINS:
+        if program == PREFIX + builtin.name:
+            return builtin
+    return None
+
+
+def nearest_builtin(program: str) -> str:
+    """The built-in program that `program` is probably meant to be, or ""."""
+    name = nearest(program.removeprefix(PREFIX), tuple(builtin.name for builtin in BUILTINS))
+    return PREFIX + name if name else ""
+
+
+def check_program(program: str) -> None:
+    """Refuse what cannot name a program.  Whether a user's module exists is seen where the guest runs.
+
+    Raises:
+        ProgramError: an unknown built-in, or neither of the two forms.
+    """
+    if program.startswith(PREFIX):
+        if builtin_of(program) is None:
+            raise ProgramError("is no built-in program")
+        return
+    module, colon, function = program.partition(":")
+    if module.endswith(".py") and colon:
+        name = module.removesuffix(".py").replace("/", ".").strip(".")
+        raise ProgramError("names a file, not a module", f"write {name}:{function or 'main'}")
+    if not colon or not all(map(_is_name, (*module.split("."), function))):
+        raise ProgramError("is neither builtin:NAME nor module:function")
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)

@@ -1,0 +1,377 @@
+"""The topology file as a model: every key there is, its type, its default and its meaning.
+
+JSON Schema (`argosy schema`) and the checks of `argosy validate` both come from these classes, so they cannot
+drift apart. Keys of later work stand here too; :mod:`topologies.availability` says which keys and values this
+version accepts.
+
+The model describes the topology after `defaults`, `kinds` and `groups` have been merged
+(:mod:`topologies.merge`).  What refers to something else in the file, or is needed only after merging, is
+looked at by :mod:`topologies.crosscheck`.
+"""
+
+from __future__ import annotations
+
+import re
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from topologies.diagnose import describe, show
+from topologies.marks import Location
+from topologies.units import UnitError, format_duration, format_size, parse_duration, parse_size
+
+PAGE_SIZE: Final = 4096
+MIN_MEMORY: Final = 1 << 20
+MAX_MEMORY: Final = 64 << 30
+MAX_VCPUS: Final = 32  # vcpu_info entries in shared_info (Xen public/arch-x86/xen.h, XEN_LEGACY_MAX_VCPUS)
+MAX_EXIT: Final = 255
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+MAX_NAME: Final = 63
+
+
+def wrong(message: str, hint: str = "") -> PydanticCustomError:
+    """The error of a validator here: what is wrong, and how to mend it."""
+    return PydanticCustomError("argosy", "{message}", {"message": message, "hint": hint})
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise wrong(f"{show(text)} is no name", "letters, digits, '.', '_' and '-', a letter or digit first")
+    if len(text) > MAX_NAME:
+        raise wrong(f"{show(text)} is too long for a name", f"at most {MAX_NAME} characters")
+    return text
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        try:
+            return parse_size(value)
+        except UnitError as error:
+            raise wrong(error.message, error.hint) from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise wrong(f"{show(value)}: a size is not negative", "write a number and a unit, such as 64MiB")
+        return value
+    raise wrong(f"expected a size, not {describe(value)}", "write a number and a unit, such as 64MiB")
+
+
+def _duration(value: Any) -> int:
+    if isinstance(value, str):
+        try:
+            return parse_duration(value)
+        except UnitError as error:
+            raise wrong(error.message, error.hint) from None
+    hint = "write a number and a unit, such as 500ms or 5s"
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise wrong(
+            f"{show(value)} has no unit", f"write {value}s for seconds" if 0 <= value < 10**9 else hint
+        )
+    raise wrong(f"expected a duration, not {describe(value)}", hint)
+
+
+def _memory(size: int) -> int:
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        limits = f"from {format_size(MIN_MEMORY)} to {format_size(MAX_MEMORY)}"
+        raise wrong(f"{format_size(size)} is out of range for a guest's memory", limits)
+    if size % PAGE_SIZE:
+        below = format_size(size - size % PAGE_SIZE)
+        raise wrong(
+            f"{format_size(size)} is not a multiple of {PAGE_SIZE} bytes", f"write {below} for instance"
+        )
+    return size
+
+
+def _within(duration: int) -> int:
+    if duration == 0:
+        raise wrong("a deadline of 0s has always passed", "write a number and a unit, such as 500ms or 5s")
+    return duration
+
+
+NAME_JSON: Final[dict[str, Any]] = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "maxLength": MAX_NAME}
+SIZE_JSON: Final[dict[str, Any]] = {
+    "type": ["string", "integer"],
+    "pattern": r"^[0-9]+(\.[0-9]+)? ?([KMGT]iB|B)?$",
+    "minimum": 0,
+}
+TIME_JSON: Final[dict[str, Any]] = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"}
+
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema(NAME_JSON)]
+Reference = Annotated[
+    str, WithJsonSchema(NAME_JSON)
+]  # to a name; that it is one is seen where it is declared
+Memory = Annotated[
+    int,
+    BeforeValidator(_size),
+    AfterValidator(_memory),
+    PlainSerializer(format_size, return_type=str),
+    WithJsonSchema(SIZE_JSON),
+]
+Duration = Annotated[
+    int,
+    BeforeValidator(_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(TIME_JSON),
+]
+Deadline = Annotated[
+    int,
+    BeforeValidator(_duration),
+    AfterValidator(_within),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(TIME_JSON),
+]
+Share = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
+
+Personality = Literal["xen", "kvm"]
+Arch = Literal["x86_64", "aarch64"]
+Cpu = Literal["intel", "amd", "armv8"]
+Door = Literal["hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "smc"]
+GuestDoor = Literal["auto", "hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "smc"]
+Notification = Literal["virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"]
+GuestNotification = Literal[
+    "auto", "virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"
+]
+Restart = Literal["never", "on-failure"]
+
+
+class Keys(BaseModel):
+    """What all parts of a topology share: no other keys, no conversions, no changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Host(Keys):
+    """A machine that runs nodes."""
+
+    provider: Literal["local", "ssh"] = Field(default="local", description="How the machine is reached.")
+    address: str = Field(default="", description="Host name or address, for provider ssh.")
+    python: str = Field(default="", description="Python interpreter there, with argosy installed.")
+
+
+class ArgoKeys(Keys):
+    """A hypervisor's Argo."""
+
+    enabled: bool = Field(
+        default=True, description="Offer Argo; false: every call answers as a Xen without argo=1."
+    )
+    mac_permissive: bool = Field(
+        default=False, alias="mac-permissive", description="Allow rings that accept messages from any domain."
+    )
+    mode: Literal["own", "forward", "steal"] = Field(
+        default="own", description="How a nested hypervisor serves Argo."
+    )
+    linger: Duration = Field(default=0, description="How long a dead guest's domain stays in dying.")
+
+
+class SharedKeys(Keys):
+    """Keys that hypervisors and guests share."""
+
+    kind: Reference = Field(default="", description="Take defaults from this entry of `kinds`.")
+    group: Reference = Field(default="", description="Take defaults from this entry of `groups`.")
+    restart: Restart = Field(default="never", description="When a node that died is started again.")
+
+
+class Hypervisor(SharedKeys):
+    """One hypervisor: a process that serves its guests."""
+
+    personality: Personality = Field(default="xen", description="Which hypervisor it behaves as.")
+    arch: Arch = Field(default="x86_64", description="Instruction set of the machine and its guests.")
+    cpu: Cpu = Field(default="intel", description="The machine below the outermost hypervisor.")
+    host: Reference = Field(default="", description="The entry of `hosts` it runs on.")
+    parent: Reference = Field(default="", description="The hypervisor that this one is a guest of.")
+    argo: ArgoKeys = Field(default=ArgoKeys(), description="Argo settings.")
+    doors: list[Door] = Field(
+        default=["hypercall"], min_length=1, description="Instructions by which guests may call it."
+    )
+    notifications: list[Notification] = Field(
+        default=["virq"], min_length=1, description="Ways in which it can tell guests that something arrived."
+    )
+    xsm: Literal["dummy", "silo"] = Field(
+        default="dummy",
+        description="Security module: dummy allows all, silo keeps unprivileged domains apart.",
+    )
+
+
+class Device(Keys):
+    """A device that a guest sees."""
+
+    type: str = Field(default="", description="What it is, for instance blk.")
+    service: Name = Field(default="", description="The well-known service behind it.")
+    transport: str = Field(default="", description="How it is reached, for instance virtio-argo.")
+    variant: str = Field(default="", description="The variant of the transport, for instance inline.")
+
+
+class Guest(SharedKeys):
+    """One guest: a process with virtual CPUs that runs one program."""
+
+    on: Reference = Field(default="", description="The hypervisor it runs on.")
+    vcpus: int = Field(default=1, ge=1, le=MAX_VCPUS, description="Virtual CPUs.")
+    memory: Memory = Field(default=64 << 20, description="RAM, a multiple of 4096 bytes.")
+    door: GuestDoor = Field(default="auto", description="The instruction by which it calls its hypervisor.")
+    notification: GuestNotification = Field(
+        default="auto", description="How it wants to be told that something arrived."
+    )
+    implicit_only: bool = Field(
+        default=False, alias="implicit-only", description="Reach others by service only."
+    )
+    program: str = Field(
+        default="", description="builtin:NAME, or module:function of an `async def main(guest)`."
+    )
+    with_: dict[str, Any] = Field(default={}, alias="with", description="Arguments of the program.")
+    devices: list[Device] = Field(default=[], description="Devices that it sees.")
+    serves: list[Name] = Field(default=[], description="Services that it offers.")
+
+
+class NodeKeys(Hypervisor, Guest):
+    """What `defaults`, an entry of `kinds` or of `groups` holds: any key of a hypervisor or guest."""
+
+
+class Destination(Keys):
+    """One line of the toolstack's patch panel: a guest's service leads to another guest."""
+
+    from_: Reference = Field(alias="from", description="The guest that asks.")
+    service: Name = Field(description="The well-known service that it asks for.")
+    to: Reference = Field(description="The guest that serves it.")
+
+
+class Allow(Keys):
+    """Who may send to whom."""
+
+    from_: str = Field(alias="from", description="Label of the sender.")
+    to: str = Field(description="Label of the receiver.")
+    ports: list[str] = Field(default=[], description="Services or ports; none: all.")
+
+
+class Policy(Keys):
+    """A security policy of the whole lab."""
+
+    module: str = Field(description="The policy module.")
+    labels: dict[Reference, str] = Field(default={}, description="The label of each node.")
+    allow: list[Allow] = Field(default=[], description="What is allowed; all else is denied.")
+
+
+class Impair(Keys):
+    """What a link does to those who use it."""
+
+    delay: Duration = Field(default=0, description="Added to every message.")
+    jitter: Duration = Field(default=0, description="Varies the delay.")
+    loss: Share = Field(default="0%", description="Messages lost.")
+    rate: str = Field(default="", description="Most bits per second, for instance 10Mbit.")
+    duplicate: Share = Field(default="0%", description="Messages delivered twice.")
+    reorder: Share = Field(default="0%", description="Messages that overtake others.")
+    partition: bool = Field(default=False, description="Nothing passes.")
+
+
+class Link(Keys):
+    """A connection between two hypervisors."""
+
+    between: list[Reference] = Field(min_length=2, max_length=2, description="Its two ends.")
+    posted: bool = Field(default=False, description="Sends return before the other end has answered.")
+    impair: Impair = Field(default=Impair(), description="Faults to inject.")
+
+
+class Expect(Keys):
+    """What a check expects."""
+
+    exit: int = Field(
+        ge=0, le=MAX_EXIT, description="Exit code of the guest's program; 128 + N for a death by signal N."
+    )
+
+
+class Check(Keys):
+    """One thing that must hold for the run to succeed."""
+
+    name: str = Field(default="", description="What the report calls it.")
+    guest: Reference = Field(description="The guest that it looks at.")
+    expect: Expect = Field(description="What must hold.")
+    within: Deadline = Field(
+        default=60_000_000_000, description="Deadline, counted from the moment the lab is ready."
+    )
+
+
+class Topology(Keys):
+    """An Argosy topology: hypervisors, the guests on them, and what must come of it."""
+
+    name: Name = Field(description="Name of the lab.")
+    hosts: dict[Name, Host] = Field(default={}, description="Machines; without them everything runs here.")
+    hypervisors: dict[Name, Hypervisor] = Field(default={}, description="Hypervisors by name.")
+    guests: dict[Name, Guest] = Field(
+        default={}, description="Guests by name; domain ids follow their order."
+    )
+    destinations: list[Destination] = Field(default=[], description="Which service leads where.")
+    policy: Policy | None = Field(default=None, description="Security policy of the lab.")
+    links: list[Link] = Field(default=[], description="Connections between hypervisors.")
+    checks: list[Check] = Field(default=[], description="What must hold for the run to succeed.")
+    defaults: NodeKeys = Field(default=NodeKeys(), description="Keys for all nodes, the weakest.")
+    kinds: dict[Name, NodeKeys] = Field(
+        default={},
+        description="Keys for the nodes of a kind; `hypervisor` and `guest` are those that name none.",
+    )
+    groups: dict[Name, NodeKeys] = Field(default={}, description="Keys for the nodes of a group.")
+    link_timeout: Duration = Field(
+        default=5_000_000_000, alias="link-timeout", description="When a silent link counts as down."
+    )
+    host_timeout: Duration = Field(
+        default=10_000_000_000, alias="host-timeout", description="When a silent host counts as lost."
+    )
+
+    def is_empty(self) -> bool:
+        """True where there is neither a hypervisor nor a guest."""
+        return not self.hypervisors and not self.guests
+
+
+def annotation_at(location: Location) -> Any:
+    """The type of what stands at `location` in a topology, None where the schema has no such place."""
+    annotation: Any = Topology
+    for step in location:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found = [
+                field for name, field in annotation.model_fields.items() if (field.alias or name) == step
+            ]
+            annotation = found[0].annotation if found else None
+        elif get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+        else:
+            return None
+        if get_origin(annotation) in (Annotated, UnionType):  # X | None
+            annotation = get_args(annotation)[0]
+    return annotation
+
+
+def field_at(location: Location) -> FieldInfo | None:
+    """The schema's entry for the key at `location`, None where there is none."""
+    model = annotation_at(location[:-1])
+    if location and isinstance(model, type) and issubclass(model, BaseModel):
+        for name, field in model.model_fields.items():
+            if (field.alias or name) == location[-1]:
+                return field
+    return None
+
+
+def keys_at(location: Location) -> tuple[str, ...]:
+    """The keys of the map at `location`, () where the schema does not fix them."""
+    model = annotation_at(location)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return keys_of(model)
+    return ()
+
+
+def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """A model's keys as written in YAML."""
+    return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+def literals_at(location: Location) -> tuple[str, ...]:
+    """The values that the schema knows for `location`, () where they are not a fixed list."""
+    annotation = annotation_at(location)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
