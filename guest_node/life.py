@@ -1,7 +1,7 @@
 """A guest's life from attached pages to its program's exit code, whatever runtime it lives in.
 
-Boot, driver, program, report.  The shell (a process, or the simulation) provides the pages, the bells, files and a way to
-tell the lab what happened.
+Boot, driver, program, report.  The shell (a process, or the simulation) provides the pages, the bells, files and a
+way to tell the lab what happened.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def counters(kernel: Kernel) -> dict[str, Any]:
     """What the guest's side counted: `arch` and `host` apart."""
     vcpu = asdict(kernel.vcpu.counters)
     return {
-        "arch": {name: vcpu[name] for name in ("traps", "interrupts_delivered")} | {"hypercalls": kernel.argo.hypercalls},
+        "arch": {name: vcpu[name] for name in ("traps", "interrupts_delivered")}
+        | {"hypercalls": kernel.argo.hypercalls},
         "host": {name: vcpu[name] for name in ("doorbells", "parks")},
     }

@@ -65,7 +65,7 @@ class Shell:
         self._again()
         self.loop.call_later(HEARTBEAT_S, self._beat)
 
-    def _on_record(self, lane: int, record: Any, _payload: Any) -> None:
+    def _on_record(self, _lane: int, record: Any, _payload: Any) -> None:
         match [*record]:
             case ["told", self.config.hypervisor, ["granted", str(path), bytes(token)]]:
                 if not self._granted.done():

@@ -1,7 +1,8 @@
 """A virtual CPU as its guest runs it: traps go out, completions and posted interrupts come back.
 
-One asyncio loop multiplexes the vCPUs of a guest.  A trap that the hypervisor answers at once costs no asyncio: the vCPU
-looks for the completion, yields the CPU a few times, waits briefly for the bell, and only then suspends its task.
+One asyncio loop multiplexes the vCPUs of a guest.  A trap that the hypervisor answers at once costs no asyncio: the
+vCPU looks for the completion, yields the CPU a few times, waits briefly for the bell, and only then suspends its
+task.
 
 Interrupt handlers are plain functions.  They run at interruption points and nowhere else: after a trap completes, when
 the loop comes round, and where guest code asks for it (:meth:`Vcpu.poll_interrupts`).
@@ -14,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from guest_node.platform import Platform
 from hmx.cpu.evtchn import EventChannelPage
 from hmx.trap import Completion, FrameFlag
 from hmx.vcpu_area import SQ_ENTRIES, GuestSide, Post
-from guest_node.platform import Platform
 
 YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
 _LINK: Final = int(FrameFlag.LINK)
@@ -78,7 +79,7 @@ class Vcpu:
         self._waiters.clear()
         self._room_waiters.clear()
 
-    # -- traps ----------------------------------------------------------------------------------------------------------
+    # -- traps ----
 
     async def trap(self, trap: Trap) -> Completion:
         """Execute one instruction.  Suspends only if the hypervisor does not answer at once."""
@@ -198,7 +199,7 @@ class Vcpu:
                 if not room.done():
                     room.set_result(None)
 
-    # -- interrupts -----------------------------------------------------------------------------------------------------
+    # -- interrupts ----
 
     def attach_page(self, page: EventChannelPage) -> None:
         """Let posted ports be merged into `page`."""
@@ -237,7 +238,7 @@ class Vcpu:
         finally:
             self._in_handler = False
 
-    # -- sleeping -------------------------------------------------------------------------------------------------------
+    # -- sleeping ----
 
     def _on_bell(self) -> None:
         self._disarm()

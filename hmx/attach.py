@@ -1,8 +1,8 @@
 """The attach handshake: how a guest process is given its domain.  Experimental, not upstream.
 
 Over an AF_UNIX SEQPACKET connection the guest sends one request, the hypervisor one reply with descriptors: guest RAM,
-all vCPU areas in one file, then per vCPU the eventfd that rings the hypervisor and the socket that rings the guest.  The
-connection then stays open and says nothing more: its end is the end of the domain.
+all vCPU areas in one file, then per vCPU the eventfd that rings the hypervisor and the socket that rings the guest.
+The connection then stays open and says nothing more: its end is the end of the domain.
 
     request   magic u32 @0 ("AVAT"), version u16 @4, name length u16 @6, token 16 @8, name (UTF-8) @24
     reply     magic u32 @0, version u16 @4, status u16 @6 (0 attached, 1 refused), domid u16 @8, vcpus u16 @10,

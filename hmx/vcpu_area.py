@@ -51,7 +51,9 @@ _MASK: Final = 0xFFFF_FFFF
 
 
 class Word(IntEnum):
-    """Byte offset of each shared u32, one to a 64-byte line.  The guest writes the first four, the hypervisor the rest."""
+    """Byte offset of each shared u32, one to a 64-byte line.  The guest writes the first four, the hypervisor the
+    rest.
+    """
 
     SQ_TAIL = 0x040
     CQ_HEAD = 0x080
@@ -119,7 +121,9 @@ class HypervisorSide:
         store32(self.words, _HV_ASLEEP, 1)
 
     def submitted(self) -> int:
-        """Frames waiting: 0 to 64.  An impossible tail (a guest that scribbles) counts as none until it is sane again."""
+        """Frames waiting: 0 to 64.  An impossible tail (a guest that scribbles) counts as none until it is sane
+        again.
+        """
         waiting = (load32(self.words, _SQ_TAIL) - self.sq_head) & _MASK
         return waiting if waiting <= SQ_ENTRIES else 0
 
@@ -143,7 +147,15 @@ class HypervisorSide:
         self.sq_head = (self.sq_head + 1) & _MASK
         return head, REGS[count].unpack_from(self.buffer, offset + REGS_OFFSET)
 
-    def complete(self, seq: int, outcome: int, regs: tuple[int, ...] = (), vector: int = 0, error: int = 0, address: int = 0) -> None:
+    def complete(
+        self,
+        seq: int,
+        outcome: int,
+        regs: tuple[int, ...] = (),
+        vector: int = 0,
+        error: int = 0,
+        address: int = 0,
+    ) -> None:
         """Write one completion.  It is seen by the guest at the next :meth:`publish`."""
         count = len(regs)
         COMPLETIONS[count].pack_into(

@@ -1,8 +1,8 @@
 """A hypervisor without I/O: domains, doors, Argo and interrupts over shared pages that somebody else mapped.
 
-The owner (a process shell, a simulation, a test) creates domains with their memory and vCPU areas, calls :meth:`run` when
-a vCPU may have submitted frames, and rings the guests that :attr:`bells` names.  The hypervisor is the Argo core's effect
-sink.
+The owner (a process shell, a simulation, a test) creates domains with their memory and vCPU areas, calls :meth:`run`
+when a vCPU may have submitted frames, and rings the guests that :attr:`bells` names.  The hypervisor is the Argo
+core's effect sink.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import Any, Final
 from hmx.argo.abi import Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, GuestMemory
-from hmx.trap import KNOWN_FLAGS, LINK_RESULTS, MAX_REGS, Arch, FrameFlag, Kind, Outcome, Vector, X86Reg, int32
+from hmx.trap import (
+    KNOWN_FLAGS,
+    LINK_RESULTS,
+    MAX_REGS,
+    Arch,
+    FrameFlag,
+    Kind,
+    Outcome,
+    Vector,
+    X86Reg,
+    int32,
+)
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
 from hv_node.argo.core import Argo
@@ -129,10 +140,16 @@ class Hypervisor:
         self._hvms: dict[int, Hvm] = {}
         self._resolved: dict[tuple[int, int], Resolution] = {}
 
-    # -- domains ------------------------------------------------------------------------------------------------------
+    # -- domains ----
 
     def create_domain(
-        self, domid: int, memory: GuestMemory, areas: Sequence[memoryview], *, name: str = "", is_control: bool = False
+        self,
+        domid: int,
+        memory: GuestMemory,
+        areas: Sequence[memoryview],
+        *,
+        name: str = "",
+        is_control: bool = False,
     ) -> Hvm:
         """Create a domain with its memory and one zeroed vCPU area per vCPU.  ValueError for a domid in use."""
         domain = Domain(domid, memory, is_control=is_control, name=name)
@@ -165,7 +182,7 @@ class Hypervisor:
         """`arch.*` counters by domain name."""
         return {hvm.domain.name: asdict(hvm.counters) for hvm in self._hvms.values()}
 
-    # -- frames -------------------------------------------------------------------------------------------------------
+    # -- frames ----
 
     def run(self, vcpu: Vcpu, budget: int = TURN) -> int:
         """Execute up to `budget` submitted frames of one vCPU, in order.  Returns how many were taken."""
@@ -206,7 +223,14 @@ class Hypervisor:
             vcpu.linked_to = None
         vcpu.hvm.counters.exits += 1
         # The one path that matters: a 64-bit VMCALL in which nothing is out of the ordinary.
-        if head[1] == Kind.VMCALL and not flags & ~_LINK and not head[3] and not head[7] and not head[8] and 9 <= head[6] <= MAX_REGS:
+        if (
+            head[1] == Kind.VMCALL
+            and not flags & ~_LINK
+            and not head[3]
+            and not head[7]
+            and not head[8]
+            and 9 <= head[6] <= MAX_REGS
+        ):
             ret = self._hypercall64(vcpu, regs, head[10], vcpu)
             if ret is PENDING:
                 vcpu.seq = seq
@@ -340,7 +364,7 @@ class Hypervisor:
         vcpu.chain = False
         vcpu.area.complete(seq, Outcome.FAULT, (), vector)
 
-    # -- the sink of the Argo core --------------------------------------------------------------------------------------
+    # -- the sink of the Argo core ----
 
     def raise_virq(self, domid: int, virq: int) -> None:
         """Raise a per-domain VIRQ: dropped while unbound, coalesced while its post is unconsumed."""

@@ -38,6 +38,7 @@ HANDSHAKE_S: Final = 5.0  # a connection that says nothing for this long is clos
 JOIN_S: Final = 10.0
 EXIT_INFRASTRUCTURE: Final = 4
 
+
 @dataclass(slots=True)
 class HostCounters:
     """What the host paid: `host.*`."""
@@ -80,14 +81,18 @@ class Node:
         self._link_busy = False
         link.on_record = self._on_record
 
-    # -- start ----------------------------------------------------------------------------------------------------------
+    # -- start ----
 
     def start(self) -> None:
         """Create the domains and listen for their guests."""
         for config in self.config.domains:
             backing = self._backings[config.name] = attach.create_backing(config)
             hvm = self.core.create_domain(
-                config.domid, backing.memory(), backing.area_views(), name=config.name, is_control=config.is_control
+                config.domid,
+                backing.memory(),
+                backing.area_views(),
+                name=config.name,
+                is_control=config.is_control,
             )
             for vcpu, bell_in, bell_out in zip(hvm.vcpus, backing.bells_in, backing.bells_out, strict=True):
                 self._bells[vcpu] = bell_out
@@ -105,7 +110,7 @@ class Node:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
-    # -- the loop -------------------------------------------------------------------------------------------------------
+    # -- the loop ----
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -191,7 +196,7 @@ class Node:
             if now >= due and name in self._exited:
                 self._free(name)
 
-    # -- attaching ------------------------------------------------------------------------------------------------------
+    # -- attaching ----
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS):
@@ -259,7 +264,7 @@ class Node:
         backing.close()
         self._report("domain-freed", name)
 
-    # -- the broker -----------------------------------------------------------------------------------------------------
+    # -- the broker ----
 
     def _report(self, code: str, *fields: Any) -> None:
         self.link.send(Lane.CONTROL, ["event", code, *fields])
@@ -301,9 +306,7 @@ class Node:
 
 def main(config: HypervisorConfig) -> int:
     """Run one hypervisor until it is told to stop.  0, or 4 when it cannot join the lab or open its sockets."""
-    link = ZmqLink(
-        config.broker_endpoint, kind="hypervisor", name=config.name, token=config.token, epoch=config.epoch
-    )
+    link = ZmqLink(config.broker_endpoint, kind="hypervisor", name=config.name, token=config.token, epoch=config.epoch)
     node = Node(config, link)
     signal.signal(signal.SIGTERM, node.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to act on

@@ -78,7 +78,7 @@ class ArgoDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    # -- life ----------------------------------------------------------------------------------------------
+    # -- life ----
 
     async def start(self) -> None:
         """Take VIRQ_ARGO and start the pump.  Its first turn is unasked: earlier signals are not replayed."""
@@ -177,7 +177,7 @@ class ArgoDriver:
             elif isinstance(waiter, asyncio.Future) and not waiter.done():
                 waiter.set_result(outcome)
 
-    # -- rings ---------------------------------------------------------------------------------------------
+    # -- rings ----
 
     def look(self) -> None:
         """Pass over the rings now, in the caller's task."""
@@ -196,7 +196,7 @@ class ArgoDriver:
         self._owed = True
         self.kick()
 
-    # -- room in foreign rings -----------------------------------------------------------------------------
+    # -- room in foreign rings ----
 
     def want_space(
         self, address: Address, size: int, armed_since: int | None = None
@@ -237,7 +237,7 @@ class ArgoDriver:
         self.kick()
         return answer
 
-    # -- what no signal announces --------------------------------------------------------------------------
+    # -- what no signal announces ----
 
     def watch(self, owner: object, address: Address, gone: Callable[[], None]) -> None:
         """Until `unwatch(owner)`: the pump calls `gone()` whenever it finds no ring at `address`."""

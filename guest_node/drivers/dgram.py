@@ -62,7 +62,7 @@ class DatagramSocket:
         """The address connected to, None if unconnected."""
         return self._peer
 
-    # -- for the sink --------------------------------------------------------------------------------------
+    # -- for the sink ----
 
     def message_waits(self) -> None:
         """Something lies in the ring: whoever receives looks."""
@@ -70,7 +70,7 @@ class DatagramSocket:
         if reader is not None and not reader.done():
             reader.set_result(None)
 
-    # -- calls ---------------------------------------------------------------------------------------------
+    # -- calls ----
 
     def connect(self, address: Address | None) -> None:
         """Send to `address`, and receive from nobody else; None undoes it."""
@@ -176,7 +176,7 @@ class DatagramSocket:
             raise error(Errno.EBADF, "this socket is closed")
         return self._ring
 
-    # -- opening and closing -------------------------------------------------------------------------------
+    # -- opening and closing ----
 
     async def open(self, ring_len: int) -> None:
         """Register the ring; for `datagram`."""

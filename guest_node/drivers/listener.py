@@ -69,7 +69,7 @@ class StreamListener:
         """The port listened at."""
         return self._core.port
 
-    # -- RingSink and StreamSink ---------------------------------------------------------------------------
+    # -- RingSink and StreamSink ----
 
     def receive(self, source_port: int, source_domid: int, message_type: int, payload: memoryview) -> bool:
         """One message at this port, from whichever ring."""
@@ -102,7 +102,7 @@ class StreamListener:
             if not acceptor.done():
                 acceptor.set_result(None)
 
-    # -- accept --------------------------------------------------------------------------------------------
+    # -- accept ----
 
     async def accept(self) -> StreamConnection:
         """Wait for a peer and accept it.
@@ -195,7 +195,7 @@ class StreamListener:
             ring, self._ring = self._ring, None
             await self._driver.rings.unbind(ring)
 
-    # -- opening and closing -------------------------------------------------------------------------------
+    # -- opening and closing ----
 
     async def open(self) -> None:
         """Register the listener's ring; for `listen`."""

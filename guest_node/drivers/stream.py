@@ -104,7 +104,7 @@ class StreamConnection:
         """Data frames that have come in, read or not."""
         return self._core.frames
 
-    # -- StreamSink: what the engine wants done ------------------------------------------------------------
+    # -- StreamSink: what the engine wants done ----
 
     def control(self, to: Address, source_port: int, flags: Flag, conid: int) -> None:
         """Queue a control frame."""
@@ -148,7 +148,7 @@ class StreamConnection:
         if core.state in _OPEN and not core.held and not any(r.consumer.available() for r in self._rings):
             core.step(Event.VANISHED)
 
-    # -- sending -------------------------------------------------------------------------------------------
+    # -- sending ----
 
     async def send(self, data: Buffer) -> None:
         """Send all of `data`, waiting for room as often as needed.
@@ -270,7 +270,7 @@ class StreamConnection:
         if errno or row.error:
             raise error(row.error or errno, f"stream to port {self.peer.port:#x} of domain {self.peer.domid}")
 
-    # -- receiving -----------------------------------------------------------------------------------------
+    # -- receiving ----
 
     async def receive(self, limit: int = 65536) -> bytes:
         """At least one and at most `limit` bytes; b"" at the end of the stream.
@@ -356,7 +356,7 @@ class StreamConnection:
             for ring in self._rings:
                 self._driver.resume(ring)
 
-    # -- opening and closing -------------------------------------------------------------------------------
+    # -- opening and closing ----
 
     def attach(
         self,

@@ -1,8 +1,8 @@
 """Argo hypercalls as the guest's kernel makes them: arguments in guest memory, registers by the door's convention.
 
 A guest's programs hand over ordinary Python buffers; a hypercall takes guest addresses.  Each outstanding send owns one
-slot of guest memory: the send_addr, the iov array, and behind them the payload.  Small payloads live in the slot's page,
-larger ones in pages of their own that are kept for reuse.
+slot of guest memory: the send_addr, the iov array, and behind them the payload.  Small payloads live in the slot's
+page, larger ones in pages of their own that are kept for reuse.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Argo:
         self._virq_handlers: list[Callable[[], None]] = []
         self.hypercalls = 0
 
-    # -- the five calls -------------------------------------------------------------------------------------------------
+    # -- the five calls ----
 
     async def register_ring(self, ring: RingMemory, port: int, partner: int, flags: int = 0) -> int:
         """Register `ring` as (port, partner); 0 or a negated errno."""
@@ -133,7 +133,7 @@ class Argo:
         finally:
             self._memory.pages.release(first, pages)
 
-    # -- pages and interrupts -------------------------------------------------------------------------------------------
+    # -- pages and interrupts ----
 
     def allocate_ring(self, ring_len: int) -> RingMemory:
         """Zeroed, contiguous pages for a ring of `ring_len` bytes of data.  MemoryError when there are none."""
@@ -157,7 +157,7 @@ class Argo:
         for handler in self._virq_handlers:
             handler()
 
-    # -- frames ---------------------------------------------------------------------------------------------------------
+    # -- frames ----
 
     async def _call(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
         return self._result(await self._vcpu.trap(self._trap(cmd, a1, a2, a3, a4)))

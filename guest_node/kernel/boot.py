@@ -1,7 +1,7 @@
 """A guest's start: find the hypervisor, choose a door, arrange to be interrupted.
 
-The probe reads CPUID, which never faults: leaf 1 says whether any hypervisor is there, the blocks from 0x40000000 on say
-which.  Then the shared_info page is placed and VIRQ_ARGO bound to an event channel (Xen public/memory.h,
+The probe reads CPUID, which never faults: leaf 1 says whether any hypervisor is there, the blocks from 0x40000000 on
+say which.  Then the shared_info page is placed and VIRQ_ARGO bound to an event channel (Xen public/memory.h,
 public/event_channel.h).
 """
 

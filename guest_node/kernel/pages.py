@@ -34,7 +34,9 @@ class PageAllocator:
                 else:
                     self._free[at] = (first + count, length - count)
                 return first
-        raise MemoryError(f"no {count} contiguous free pages in a guest of {self.frames} pages ({self.free_pages()} free)")
+        raise MemoryError(
+            f"no {count} contiguous free pages in a guest of {self.frames} pages ({self.free_pages()} free)"
+        )
 
     def release(self, first: int, count: int) -> None:
         """Give `count` frames from `first` back."""

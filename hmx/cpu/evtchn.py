@@ -29,8 +29,8 @@ UNMASK_FLAG: Final = 1 << 23
 class EventChannelPage:
     """The 2-level bitmaps in a guest's shared_info page, written by the guest's process only.
 
-    Bitmaps are walked as 32-bit words: port p is bit p % 32 of word p / 32, which on a little-endian machine is the same
-    bit as in the 64-bit words of the ABI.  A selector bit stands for 64 ports.
+    Bitmaps are walked as 32-bit words: port p is bit p % 32 of word p / 32, which on a little-endian machine is the
+    same bit as in the 64-bit words of the ABI.  A selector bit stands for 64 ports.
     """
 
     __slots__ = ("_window",)
@@ -62,7 +62,7 @@ class EventChannelPage:
         self._window.publish()
 
     def merge(self, entry_id: int, vcpu: int) -> None:
-        """Do what Xen does to the page for one posted id (a port, perhaps with UNMASK_FLAG), its target being `vcpu`."""
+        """Do what Xen does to the page for one posted id (a port, perhaps with UNMASK_FLAG) that targets `vcpu`."""
         port = entry_id & ~UNMASK_FLAG
         if not 0 < port < EVTCHN_2L_PORTS:
             return  # port 0 is reserved; ids beyond the 2-level ABI name no bit

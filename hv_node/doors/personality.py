@@ -80,7 +80,9 @@ class Trap(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """The level that answers (-1: the silicon), its handler or "", what happens otherwise, and exits per level, L0 first."""
+    """The level that answers (-1: the silicon), its handler or "", what happens otherwise, and exits per level, L0
+    first.
+    """
 
     level: int
     handler: str
@@ -112,7 +114,9 @@ def resolve(trap: Trap, tables: Sequence[Personality], cpu: Sequence[SiliconRow]
         return Resolution(-1, "", silicon.denied, none)
     rows = [_row(table, trap) for table in tables]
     inward = [level for level, row in enumerate(rows) if row is not None and row.intercept is Intercept.STEAL]
-    outward = reversed([level for level, row in enumerate(rows) if row is not None and row.intercept is not Intercept.STEAL])
+    outward = reversed(
+        [level for level, row in enumerate(rows) if row is not None and row.intercept is not Intercept.STEAL]
+    )
     for level in (*inward, *outward):
         row = rows[level]
         if row is None or row.intercept is Intercept.NEVER:

@@ -12,12 +12,36 @@ from hmx.xen import HYPERCALL_MSR
 from hv_node.doors.personality import ANY, Intercept, Otherwise, Personality, Row, SiliconRow
 
 XEN_X86_64: Final = (
-    Row(Kind.VMCALL, *ANY, Intercept.ALWAYS, "hypercall", Otherwise.UD, 1, "Intel SDM 3C 26.1.2; Xen hvm/hypercall.c"),
+    Row(
+        Kind.VMCALL,
+        *ANY,
+        Intercept.ALWAYS,
+        "hypercall",
+        Otherwise.UD,
+        1,
+        "Intel SDM 3C 26.1.2; Xen hvm/hypercall.c",
+    ),
     Row(Kind.CPUID, *ANY, Intercept.ALWAYS, "cpuid", Otherwise.NATIVE, 1, "Intel SDM 3C 26.1.2; Xen cpuid.c"),
-    Row(Kind.RDMSR, HYPERCALL_MSR, HYPERCALL_MSR, Intercept.ALWAYS, "", Otherwise.ZERO, 1, "Xen arch/x86/msr.c"),
+    Row(
+        Kind.RDMSR,
+        HYPERCALL_MSR,
+        HYPERCALL_MSR,
+        Intercept.ALWAYS,
+        "",
+        Otherwise.ZERO,
+        1,
+        "Xen arch/x86/msr.c",
+    ),
     Row(Kind.RDMSR, *ANY, Intercept.ALWAYS, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
     Row(
-        Kind.WRMSR, HYPERCALL_MSR, HYPERCALL_MSR, Intercept.ALWAYS, "hypercall-page", Otherwise.GP, 1, "Xen arch/x86/msr.c"
+        Kind.WRMSR,
+        HYPERCALL_MSR,
+        HYPERCALL_MSR,
+        Intercept.ALWAYS,
+        "hypercall-page",
+        Otherwise.GP,
+        1,
+        "Xen arch/x86/msr.c",
     ),
     Row(Kind.WRMSR, *ANY, Intercept.ALWAYS, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
     Row(Kind.IN, *ANY, Intercept.BITMAP, "", Otherwise.ALL_ONES, 1, "Xen hvm/emulate.c: no device answers"),

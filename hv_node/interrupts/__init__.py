@@ -1,0 +1,1 @@
+"""How a hypervisor interrupts its guests."""

@@ -32,7 +32,9 @@ class EventChannels:
         self._virqs: dict[tuple[int, int], int] = {}
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
-        """EVTCHNOP_bind_virq.  The new port, or -EINVAL (range, not vCPU 0), -ENOENT (no such vCPU), -EEXIST, -ENOSPC."""
+        """EVTCHNOP_bind_virq.  The new port, or -EINVAL (range, not vCPU 0), -ENOENT (no such vCPU), -EEXIST,
+        -ENOSPC.
+        """
         if virq >= NR_VIRQS:
             return -Errno.EINVAL
         if virq not in PER_VCPU_VIRQS and vcpu != 0:
@@ -49,7 +51,7 @@ class EventChannels:
         return port
 
     def bind_vcpu(self, port: int, vcpu: int) -> int:
-        """EVTCHNOP_bind_vcpu: notify another vCPU.  -ENOENT without that vCPU, -EINVAL for a closed or per-vCPU port."""
+        """EVTCHNOP_bind_vcpu: notify another vCPU.  -ENOENT: no such vCPU; -EINVAL: a closed or per-vCPU port."""
         if vcpu >= self._vcpus:
             return -Errno.ENOENT
         binding = self._ports.get(port)

@@ -105,7 +105,7 @@ class RigCalls:
         self.refuse: Callable[[Op, Any], int | None] = lambda op, detail: None
         self.sent: list[tuple[Address, int, bytes, int]] | None = None  # set to [] to record what was sent
 
-    # -- calls ---------------------------------------------------------------------------------------------
+    # -- calls ----
 
     async def register_ring(self, ring: RingMemory, port: int, partner: int, flags: int = 0) -> int:
         count = len(ring.gfns)
@@ -177,7 +177,7 @@ class RigCalls:
     def on_virq(self, handler: Callable[[], None]) -> None:
         self.handlers.append(handler)
 
-    # -- the way in and out --------------------------------------------------------------------------------
+    # -- the way in and out ----
 
     def deliver(self) -> None:
         self.virq_pending = False

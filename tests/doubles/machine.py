@@ -9,13 +9,12 @@ from hmx.argo import abi
 from hmx.argo.abi import DOMID_ANY, Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, MappedMemory
-from hmx.trap import Completion, Kind, int32
+from hmx.trap import Arch, Completion, Kind, int32
 from hmx.vcpu_area import AREA_SIZE, GuestSide
 from hv_node.argo.options import parse_options
 from hv_node.doors.tables import INTEL, PERSONALITIES
 from hv_node.hypervisor import Hypervisor, Vcpu
 from hv_node.xsm import xsm_by_name
-from hmx.trap import Arch
 
 
 class Machine:
@@ -25,7 +24,11 @@ class Machine:
         options, _ = parse_options(cmdline)
         self.events: list[tuple[Any, ...]] = []
         self.core = Hypervisor(
-            PERSONALITIES["xen", Arch.X86_64], INTEL, options, xsm_by_name(xsm), lambda *e: self.events.append(e)
+            PERSONALITIES["xen", Arch.X86_64],
+            INTEL,
+            options,
+            xsm_by_name(xsm),
+            lambda *e: self.events.append(e),
         )
 
     def guest(self, domid: int, *, pages: int = 64, vcpus: int = 1, is_control: bool = False) -> Guest:
@@ -76,7 +79,7 @@ class Guest:
         """argo_op."""
         return self.call(xen.Hypercall.ARGO_OP, cmd, *arguments)
 
-    # -- what drivers do ------------------------------------------------------------------------------------------------
+    # -- what drivers do ----
 
     def register(self, port: int, partner: int = DOMID_ANY, ring_len: int = 4032, gfn: int = 16, flags: int = 0) -> int:
         count = -(-(ring_len + 64) // PAGE_SIZE)

@@ -1,8 +1,9 @@
 """A guest whose memory the hypervisor only mirrors, as if it ran on another host.
 
 Two buffers stand for the two hosts.  What crosses is exactly what the contract lets cross: the bytes that a call reads
-(by its footprint), with the call; stores made through a Window, when it is published; what the hypervisor wrote, after it
-ran, data before the pointer that publishes it.  Everything else is dropped, and a range that was not shipped faults.
+(by its footprint), with the call; stores made through a Window, when it is published; what the hypervisor wrote,
+after it ran, data before the pointer that publishes it.  Everything else is dropped, and a range that was not shipped
+faults.
 """
 
 from __future__ import annotations

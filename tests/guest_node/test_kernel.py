@@ -1,4 +1,6 @@
-"""A guest's kernel on the simulated machine: boot, hypercalls, interrupts, waiting (project vCPU area; Xen public headers)."""
+"""A guest's kernel on the simulated machine: boot, hypercalls, interrupts, waiting (project vCPU area; Xen public
+headers).
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,12 @@ def test_a_message_wakes_its_receiver(seed: int) -> None:
         await asyncio.wait_for(rung.wait(), 1)
         message = Consumer(ring.window, ring.ring_len).receive()
         assert message is not None
-        assert (bytes(message.payload), message.source_port, message.source_domid, message.message_type) == (b"hello", 5, 1, 77)
+        assert (bytes(message.payload), message.source_port, message.source_domid, message.message_type) == (
+            b"hello",
+            5,
+            1,
+            77,
+        )
         assert b.vcpu.counters.interrupts_delivered == 1
 
     simulate(seed, main)

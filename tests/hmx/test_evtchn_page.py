@@ -50,7 +50,12 @@ class Page:
         return {name: self.memory[byte] >> bit & 1 for name, (byte, bit) in self.at.items()}
 
 
-EVENTS = {"send": (PORT,), "unmask": (PORT | UNMASK_FLAG,), "send; send": (PORT, PORT), "send; unmask": (PORT, PORT | UNMASK_FLAG)}
+EVENTS = {
+    "send": (PORT,),
+    "unmask": (PORT | UNMASK_FLAG,),
+    "send; send": (PORT, PORT),
+    "send; unmask": (PORT, PORT | UNMASK_FLAG),
+}
 TRANSITIONS = [row for row in ROWS if row["event"] in EVENTS and set(state(row["before"])) == set(BITS)]
 
 

@@ -20,7 +20,9 @@ def named(record: str, name: str) -> dict[str, str]:
     return next(row for row in ROWS if (row["record"], row["field"]) == (record, name))
 
 
-@pytest.mark.parametrize("row", [r for r in of("area") if r["field"] in {w.name.lower() for w in Word}], ids=lambda r: r["field"])
+@pytest.mark.parametrize(
+    "row", [r for r in of("area") if r["field"] in {w.name.lower() for w in Word}], ids=lambda r: r["field"]
+)
 def test_shared_words_stand_where_the_layout_puts_them(row: dict[str, str]) -> None:
     """Each shared u32 has a 64-byte line of its own; offset as in the golden layout."""
     assert Word[row["field"].upper()] == number(row["offset"])
@@ -49,7 +51,11 @@ def test_area_header_is_written_field_by_field() -> None:
 
 @pytest.mark.parametrize(
     ("name", "offset"),
-    [("post", vcpu_area.POSTS_OFFSET), ("submission_ring", vcpu_area.SQ_OFFSET), ("completion_ring", vcpu_area.CQ_OFFSET)],
+    [
+        ("post", vcpu_area.POSTS_OFFSET),
+        ("submission_ring", vcpu_area.SQ_OFFSET),
+        ("completion_ring", vcpu_area.CQ_OFFSET),
+    ],
 )
 def test_rings_stand_where_the_layout_puts_them(name: str, offset: int) -> None:
     """Offset of each ring in the area."""
@@ -104,7 +110,9 @@ def test_x86_register_slots(row: dict[str, str]) -> None:
 def test_completion_fields_stand_where_the_layout_puts_them() -> None:
     """Every named field of a completion, and zero in every byte without a name."""
     area = bytearray(vcpu_area.AREA_SIZE)
-    HypervisorSide(memoryview(area)).complete(0x01020304, 0x0506, (0x1112131415161718,), 0x0708, 0x090A0B0C, 0x2122232425262728)
+    HypervisorSide(memoryview(area)).complete(
+        0x01020304, 0x0506, (0x1112131415161718,), 0x0708, 0x090A0B0C, 0x2122232425262728
+    )
     raw = bytes(area[vcpu_area.CQ_OFFSET : vcpu_area.CQ_OFFSET + trap.FRAME_SIZE])
     values = {
         "seq": 0x01020304, "outcome": 0x0506, "vector": 0x0708, "error": 0x090A0B0C, "nregs": 1,
@@ -119,7 +127,9 @@ def test_completion_fields_stand_where_the_layout_puts_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "enum"), [("kind", Kind), ("outcome", Outcome), ("post", Post), ("arch", Arch)], ids=lambda v: str(v)
+    ("record", "enum"),
+    [("kind", Kind), ("outcome", Outcome), ("post", Post), ("arch", Arch)],
+    ids=lambda v: str(v),
 )
 def test_numbering(record: str, enum: type[Kind]) -> None:
     """Frame kinds, outcomes, post kinds and architectures carry the golden numbers, and there are no others."""
@@ -137,7 +147,9 @@ def test_frame_flags() -> None:
 
 def test_decoding_is_the_inverse_of_encoding() -> None:
     """A frame and a completion read back as they were written."""
-    raw = submitted_bytes(seq=7, kind=Kind.WRMSR, flags=1, privilege=3, size=4, imm=9, address=1, context=2, regs=(5, 6))  # type: ignore[arg-type]
+    raw = submitted_bytes(
+        seq=7, kind=Kind.WRMSR, flags=1, privilege=3, size=4, imm=9, address=1, context=2, regs=(5, 6)
+    )  # type: ignore[arg-type]
     assert trap.unpack_frame(memoryview(raw), 0) == Frame(7, Kind.WRMSR, 1, 3, 4, 9, 2, 0, 0, 1, 2, (5, 6))
     area = bytearray(vcpu_area.AREA_SIZE)
     HypervisorSide(memoryview(area)).complete(7, Outcome.FAULT, (1, 2), 13, 4, 5)

@@ -61,7 +61,11 @@ def test_the_same_by_32_bit_registers() -> None:
 
 @pytest.mark.parametrize(
     ("case", "value"),
-    [("refused", 0x0000_0000_FFFF_FF91), ("unknown domain", 0xFFFF_FFFF_FFFF_FFFD), ("spoofed", 0xFFFF_FFFF_FFFF_FFFF)],
+    [
+        ("refused", 0x0000_0000_FFFF_FF91),
+        ("unknown domain", 0xFFFF_FFFF_FFFF_FFFD),
+        ("spoofed", 0xFFFF_FFFF_FFFF_FFFF),
+    ],
 )
 def test_late_errors_of_sendv_are_zero_extended(case: str, value: int) -> None:
     """Xen's sendv keeps late errors in 32 bits: a 64-bit guest must read int32.  Seen on Xen 4.22."""
@@ -106,7 +110,15 @@ def test_a_linked_frame_runs_only_after_a_success() -> None:
     receiver.register(0x64)
     good = sender.send_regs(2, 0x64, b"a", slot=0)
     bad = sender.send_regs(2, 0x65, b"b", slot=1)
-    for regs, flags in ((good, 0), (good, LINK), (bad, LINK), (good, LINK), (good, LINK), (good, 0), (good, LINK)):
+    for regs, flags in (
+        (good, 0),
+        (good, LINK),
+        (bad, LINK),
+        (good, LINK),
+        (good, LINK),
+        (good, 0),
+        (good, LINK),
+    ):
         sender.submit(Kind.VMCALL, regs, flags=flags)
     done = sender.run()
     assert outcomes(done) == [DONE, DONE, DONE, CANCELED, CANCELED, DONE, DONE]
@@ -138,7 +150,17 @@ class Pending:
         self.tokens: list[object] = []
         real = type(machine.core.argo).op
 
-        def op(core: Any, caller: Any, cmd: int, a1: int, a2: int, a3: int, a4: int, token: object = None, ctx: int = 0) -> int:
+        def op(
+            core: Any,
+            caller: Any,
+            cmd: int,
+            a1: int,
+            a2: int,
+            a3: int,
+            a4: int,
+            token: object = None,
+            ctx: int = 0,
+        ) -> int:
             if cmd == Op.SENDV:
                 self.tokens.append(token)
                 return PENDING
@@ -178,7 +200,13 @@ def test_async_holds_back_its_linked_followers_only(monkeypatch: pytest.MonkeyPa
     """ASYNC (experimental): later unlinked frames overtake; the linked ones run when the answer is there."""
     machine, sender, _ = two()
     pending = Pending(machine, monkeypatch)
-    frames = ((ASYNC, Kind.VMCALL), (LINK, Kind.CPUID), (LINK, Kind.CPUID), (0, Kind.RDMSR), (LINK, Kind.CPUID))
+    frames = (
+        (ASYNC, Kind.VMCALL),
+        (LINK, Kind.CPUID),
+        (LINK, Kind.CPUID),
+        (0, Kind.RDMSR),
+        (LINK, Kind.CPUID),
+    )
     seqs = [
         sender.submit(kind, sender.send_regs(2, 1, b"x"), flags=flags, address=1 if kind == Kind.CPUID else 0x1234)
         for flags, kind in frames
@@ -225,7 +253,17 @@ def take_posts(guest: Guest, vcpu: int = 0) -> list[int]:
 SIGNALS = {row["case"]: row for row in rows("evtchn.csv") if row["case"].startswith("signal_")}
 
 
-@pytest.mark.parametrize("case", ["signal_sendv_ok", "signal_sendv_zero", "signal_self_send", "signal_sendv_failed", "signal_register", "signal_unregister"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "signal_sendv_ok",
+        "signal_sendv_zero",
+        "signal_self_send",
+        "signal_sendv_failed",
+        "signal_register",
+        "signal_unregister",
+    ],
+)
 def test_when_virq_argo_is_raised(case: str) -> None:
     """Each successful sendv raises it at the destination; nothing else of these does (Xen common/argo.c)."""
     _, sender, receiver = two()
@@ -273,7 +311,11 @@ def test_virqs_coalesce_until_the_guest_takes_them() -> None:
     sender.send(2, 0x64, b"z")
     assert len(take_posts(receiver)) == 1
     counters = receiver.hvm.counters
-    assert (counters.interrupts_raised, counters.interrupts_posted, counters.interrupts_coalesced) == (3, 2, 1)
+    assert (counters.interrupts_raised, counters.interrupts_posted, counters.interrupts_coalesced) == (
+        3,
+        2,
+        1,
+    )
 
 
 def test_the_bell_rings_sleepers_only() -> None:
@@ -332,7 +374,14 @@ def test_event_channel_operations() -> None:
 def test_event_channel_operations_on_unreachable_memory() -> None:
     """A structure outside the domain's memory is -EFAULT for each operation."""
     guest = Machine().guest(1)
-    for op in (xen.EvtchnOp.BIND_VIRQ, xen.EvtchnOp.CLOSE, xen.EvtchnOp.SEND, xen.EvtchnOp.STATUS, xen.EvtchnOp.BIND_VCPU, xen.EvtchnOp.UNMASK):
+    for op in (
+        xen.EvtchnOp.BIND_VIRQ,
+        xen.EvtchnOp.CLOSE,
+        xen.EvtchnOp.SEND,
+        xen.EvtchnOp.STATUS,
+        xen.EvtchnOp.BIND_VCPU,
+        xen.EvtchnOp.UNMASK,
+    ):
         assert guest.call(xen.Hypercall.EVENT_CHANNEL_OP, op, 1 << 40) == -Errno.EFAULT
     assert guest.call(xen.Hypercall.MEMORY_OP, xen.XENMEM_ADD_TO_PHYSMAP, 1 << 40) == -Errno.EFAULT
 
@@ -340,7 +389,8 @@ def test_event_channel_operations_on_unreachable_memory() -> None:
 @pytest.mark.parametrize(
     ("fields", "result"),
     [((xen.DOMID_SELF, 0, 0, 0, 8), 0), ((1, 0, 0, 0, 8), 0), ((2, 0, 0, 0, 8), -Errno.EPERM),
-     ((xen.DOMID_SELF, 0, 1, 0, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 1, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 0, 64), EINVAL)],
+     ((xen.DOMID_SELF, 0, 1, 0, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 1, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 0, 64),
+     EINVAL)],
 )  # fmt: skip
 def test_shared_info_is_placed_in_own_memory_only(fields: tuple[int, ...], result: int) -> None:
     """XENMEM_add_to_physmap of shared_info (Xen public/memory.h)."""
@@ -396,11 +446,17 @@ def test_a_guest_full_of_noise_harms_only_itself(seed: int, frames: int) -> None
                     area[0x1000 + 256 * slot + 4 : 0x1000 + 256 * slot + 16] = bytes(
                         [generator.randrange(1, 13), 0, generator.randrange(8), 0, 0, 4, 0, 0, 18, 0, 0, 0]
                     )
-                    area[0x1000 + 256 * slot + 32 : 0x1000 + 256 * slot + 40] = generator.choice((12, 32, 39)).to_bytes(8, "little")
-                    area[0x1000 + 256 * slot + 72 : 0x1000 + 256 * slot + 80] = generator.randrange(8).to_bytes(8, "little")
+                    area[0x1000 + 256 * slot + 32 : 0x1000 + 256 * slot + 40] = generator.choice((12, 32, 39)).to_bytes(
+                        8, "little"
+                    )
+                    area[0x1000 + 256 * slot + 72 : 0x1000 + 256 * slot + 80] = generator.randrange(8).to_bytes(
+                        8, "little"
+                    )
                     for register in (48, 56, 64, 80, 96):
                         at = 0x1000 + 256 * slot + register
-                        area[at : at + 8] = generator.choice((0, 1, 8, 4096, generator.randrange(1 << 20))).to_bytes(8, "little")
+                        area[at : at + 8] = generator.choice((0, 1, 8, 4096, generator.randrange(1 << 20))).to_bytes(
+                            8, "little"
+                        )
             machine.core.run(vcpu)
         message = bytes([round_number])
         assert sender.send(2, 0x64, message) == 1

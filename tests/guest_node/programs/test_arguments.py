@@ -17,7 +17,7 @@ from tests.doubles.guests import Lab
 
 @pytest.mark.parametrize(
     ("value", "bytes_"),
-    [(65536, 65536), ("64KiB", 65536), ("64 KiB", 65536), ("1MiB", 1048576), ("1.5KiB", 1536), 
+    [(65536, 65536), ("64KiB", 65536), ("64 KiB", 65536), ("1MiB", 1048576), ("1.5KiB", 1536),
      ("70000", 70000), ("48B", 48), (65536.0, 65536), ("1GiB", 1 << 30)],
 )  # fmt: skip
 def test_sizes(value: Any, bytes_: int) -> None:

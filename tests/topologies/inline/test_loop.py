@@ -45,5 +45,8 @@ def test_waiting_for_nothing_is_a_deadlock() -> None:
     async def main() -> None:
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(Deadlock, match="every task waits"), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with (
+        pytest.raises(Deadlock, match="every task waits"),
+        asyncio.Runner(loop_factory=VirtualLoop) as runner,
+    ):
         runner.run(main())

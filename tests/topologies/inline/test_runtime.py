@@ -15,7 +15,7 @@ from tests.doubles.mirror import MirrorMemory
 from topologies.exitcodes import ExitCode
 from topologies.inline.runtime import InlineRuntime
 from topologies.load import load
-from topologies.plan import Plan, Places, plan
+from topologies.plan import Places, Plan, plan
 from topologies.runtime import NodeOutcome, NodeState, Outcome
 
 REPOSITORY = Path(__file__).parents[3]
@@ -72,7 +72,11 @@ def test_the_same_seed_gives_the_same_history(tmp_path: Path) -> None:
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, timeout=50, check=True
+            [sys.executable, "-c", script, str(tmp_path)],
+            env=environment,
+            capture_output=True,
+            timeout=50,
+            check=True,
         )
         logs.append(done.stdout)
     assert logs[0] == logs[1] and logs[0].count(b"\n") > 30
