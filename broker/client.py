@@ -113,32 +113,26 @@ class ZmqLink:
         return self.member.credit(lane)
 
     def heartbeat(self) -> None:
-        """Say that the owner's loop runs.  Every 500 ms, from that loop; it leaves with the next flush or
-        pump.
-        """
+        """Say that the owner's loop runs.  Every 500 ms, from that loop; leaves with the next flush or pump."""
         self._beats += 1
         self.member.send(Lane.CONTROL, ["heartbeat", self._beats])
 
     def silent_ns(self) -> int | None:
-        """Since when the broker has not been heard; None before it was.  It answers heartbeats, so over 2 s
-        is odd.
-        """
+        """How long the broker has not been heard; None before it was.  It answers heartbeats: over 2 s is odd."""
         return None if self.member.heard_ns is None else time.monotonic_ns() - self.member.heard_ns
 
     # ---- the owner's loop --------------------------------------------------------------------------------
 
     def flush(self) -> bool:
-        """Send what is ready now.  True: input is waiting, for which the descriptor may not show another
-        edge.
-        """
-        if self._pumping:  # a callback: the pump around it flushes
+        """Send what is ready now.  True: input is waiting that the descriptor will not announce again."""
+        if self._pumping or self._socket.closed:  # in a callback: the pump around it flushes
             return False
         self.member.flush(self._transmit, time.monotonic_ns())
         return self._more()
 
     def pump(self) -> bool:
         """One turn: at most 64 frames in, their callbacks, then out.  True: call again before sleeping."""
-        if self._pumping:
+        if self._pumping or self._socket.closed:
             return False
         self._pumping = True
         try:
@@ -173,8 +167,7 @@ class ZmqLink:
     def wait_joined(self, timeout: float) -> int:
         """Say hello and wait for the answer, at most `timeout` seconds: the broker's epoch.
 
-        JoinRefused: the broker's refusal.  JoinTimeout: no answer.  Records that arrive meanwhile are called
-        out.
+        JoinRefused: the broker's refusal.  JoinTimeout: no answer.  What arrives meanwhile is called out.
         """
         if not self._pump_until(timeout, lambda: self.joined or self.member.refusal is not None):
             raise JoinTimeout(f"no broker answered at {self.endpoint} within {timeout:g} s")
@@ -187,7 +180,10 @@ class ZmqLink:
         return self._pump_until(timeout, lambda: self.member.settled)
 
     def leave(self, code: int, reason: str, timeout: float = 1.0) -> bool:
-        """Say exit, wait at most `timeout` seconds until the broker knows, close.  Whether it knew."""
+        """Say exit, wait at most `timeout` seconds until the broker knows or has left itself, close.
+
+        False: the time was over, and nobody may know why this node ended.
+        """
         self.send(Lane.CONTROL, ["exit", code, reason])
         done = self.drain(timeout)
         self.close()

@@ -63,6 +63,11 @@ def array_header(count: int) -> bytes:
     return b"\xdc" + count.to_bytes(2, "big")
 
 
+def pack_items(values: Sequence[object]) -> bytes:
+    """Encode values one behind another, without the header that would make them an array."""
+    return pack(list(values))[len(array_header(len(values))) :]
+
+
 def unpack_array(data: bytes | memoryview) -> list[Any]:
     """Decode exactly one array that fills `data`.  CodecError for everything else."""
     try:

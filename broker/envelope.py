@@ -122,8 +122,8 @@ def validate(values: Sequence[Any]) -> Envelope:
 
 def pack(envelope: Envelope, length: int) -> tuple[bytes, bytes]:
     """The encoded bytes before and after the offset field, for a payload of `length` bytes."""
-    head = codec.array_header(len(FIELDS)) + b"".join(codec.pack(value) for value in envelope[:OFFSET_AT])
-    return head, codec.pack(length) + codec.pack(envelope.ret)
+    head = codec.array_header(len(FIELDS)) + codec.pack_items(envelope[:OFFSET_AT])
+    return head, codec.pack_items((length, envelope.ret))
 
 
 def result_of(request: Envelope, ret: int) -> Envelope:

@@ -40,9 +40,7 @@ class FieldType(NamedTuple):
             return False
         if not self.low <= len(value) <= self.high:
             return False
-        return self.pattern is None or (
-            isinstance(value, str) and bool(re.fullmatch(self.pattern, value, re.ASCII))
-        )
+        return self.pattern is None or (isinstance(value, str) and bool(re.fullmatch(self.pattern, value, re.ASCII)))
 
     def _accepts_items(self, value: Sequence[object]) -> bool:
         if not self.low <= len(value) <= self.high:
@@ -68,9 +66,7 @@ NAME: Final = FieldType(
 )  # fmt: skip
 KIND: Final = FieldType("one of hypervisor, guest, agent", str, 1, 16, r"hypervisor|guest|agent")
 SECRET: Final = FieldType("1 to 64 bytes", bytes, 1, 64)
-RECORD: Final = FieldType(
-    "an array that starts with a name and is shallow", list, 1, codec.MAX_ARRAY, None, "record"
-)
+RECORD: Final = FieldType("an array that starts with a name and is shallow", list, 1, codec.MAX_ARRAY, None, "record")
 PATH: Final = FieldType(f"a path of at most {MAX_HOPS} names or domain ids", list, 0, MAX_HOPS, None, "path")
 
 

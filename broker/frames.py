@@ -211,9 +211,7 @@ def assemble(lane: Lane, epoch: int, seq: int, ack: int, packed: Sequence[Packed
 def _lane_limits(lane: int, rule: KindRule) -> LaneLimits:
     known = _LANES.get(lane)
     if known is None or known not in rule.lanes:
-        raise FrameError(
-            Reason.LANE, lane, f"one of {[int(item) for item in rule.lanes]} for {rule.kind.name}"
-        )
+        raise FrameError(Reason.LANE, lane, f"one of {[int(item) for item in rule.lanes]} for {rule.kind.name}")
     return LIMITS[known]
 
 

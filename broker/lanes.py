@@ -126,9 +126,7 @@ class LaneState:
             if use is Use.RESULT:
                 outstanding -= 1
                 if outstanding < 0:
-                    raise Violation(
-                        Refusal.UNASKED_RESULT, f"record {expected - 1} of {self.limits.lane.name}"
-                    )
+                    raise Violation(Refusal.UNASKED_RESULT, f"record {expected - 1} of {self.limits.lane.name}")
                 continue
             ordinary += 1
             owed += use is Use.REQUEST

@@ -25,9 +25,8 @@ from broker.refusals import ENDS, Ends, Refusal, Violation
 from broker.session import Send, SendResult, Session
 
 HELLO_AGAIN_NS: Final = 1_000_000_000
-"""A hello without an answer is repeated after this long; a session that ended is followed by a hello at
-once, but not
-twice within a tenth of it."""
+"""A hello without an answer is repeated after this long.  A session that ended is followed by a hello at once, but
+hellos are a tenth of this apart at least."""
 
 
 class MemberState(IntEnum):
@@ -126,15 +125,18 @@ class Member:
 
         RecordError: it is not in the vocabulary.  Before the welcome, and between two sessions, control
         records and events wait; a declaration (ready, subscribe) is repeated in every session; a heartbeat
-        never waits.
+        never waits, and an envelope only within a session, whose reservations it needs.
         """
         outgoing = encode(Direction.TO_BROKER, lane, record, payload)
         joined = self.state is MemberState.JOINED
+        if lane is Lane.REQUEST and not joined:
+            self.counters["dropped"] += 1
+            return False
         if outgoing.rejoin is Rejoin.STANDING:
             self._standing[record[0]] = outgoing
             if not joined:
                 return True
-        elif outgoing.rejoin is Rejoin.DROP and not (joined and self.credit(lane)):
+        elif lane is Lane.CONTROL and outgoing.rejoin is Rejoin.DROP and not self.credit(lane):
             self.counters["dropped"] += 1
             return False
         if self._session.offer(lane, outgoing):

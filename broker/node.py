@@ -21,12 +21,10 @@ def main(config: BrokerConfig) -> int:
     except EndpointError as error:
         print(f"broker: {error}", file=sys.stderr, flush=True)
         return EXIT_ENDPOINT
-    signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda _signum, _frame: server.stop())
     print(f"broker: lab {config.lab} epoch {config.epoch} at {config.endpoint}", file=sys.stderr, flush=True)
     try:
         server.serve()
     finally:
-        signal.set_wakeup_fd(-1)
         server.close()
     return EXIT_OK

@@ -144,14 +144,12 @@ def encode(direction: Direction, lane: Lane, record: Record, payload: Buffer = b
             return _encode_envelope(record, payload)
         row = lookup(direction, lane, record)
         if len(payload) > (LIMITS[lane].max_payload if row.payload else 0):
-            raise RecordError(
-                row.name, "payload", len(payload), f"at most {LIMITS[lane].max_payload} bytes here"
-            )
+            raise RecordError(row.name, "payload", len(payload), f"at most {LIMITS[lane].max_payload} bytes here")
         _check(row, record[1:])
         if len(payload) == 0:
             packed = Packed(codec.pack(list(record)))
         else:
-            head = codec.array_header(len(record) + 2) + b"".join(codec.pack(value) for value in record)
+            head = codec.array_header(len(record) + 2) + codec.pack_items(record)
             packed = Packed(head, codec.pack(len(payload)), payload)
         return Outgoing(_bounded(row.name, packed), Use.ORDINARY, row.rejoin)
     except codec.CodecError as error:
@@ -161,9 +159,7 @@ def encode(direction: Direction, lane: Lane, record: Record, payload: Buffer = b
 def _encode_envelope(record: Record, payload: Buffer) -> Outgoing:
     checked = envelope.validate(record)
     if len(payload) > LIMITS[Lane.REQUEST].max_payload:
-        raise RecordError(
-            "envelope", "payload", len(payload), f"at most {LIMITS[Lane.REQUEST].max_payload} bytes"
-        )
+        raise RecordError("envelope", "payload", len(payload), f"at most {LIMITS[Lane.REQUEST].max_payload} bytes")
     head, tail = envelope.pack(checked, len(payload))
     return Outgoing(_bounded("envelope", Packed(head, tail, payload)), checked.use, Rejoin.DROP)
 
@@ -197,9 +193,7 @@ class PayloadReader:
     def finish(self) -> None:
         """Every byte must have been taken."""
         if self._at != len(self._payload):
-            raise RecordError(
-                "frame", "payload", len(self._payload), f"{self._at} bytes, what its records refer to"
-            )
+            raise RecordError("frame", "payload", len(self._payload), f"{self._at} bytes, what its records refer to")
 
 
 def decode(direction: Direction, lane: Lane, record: list[Any], reader: PayloadReader) -> Incoming:

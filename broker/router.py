@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
@@ -33,6 +33,9 @@ SILENCE_NS: Final = 2_000_000_000
 PROBE_NS: Final = 1_000_000_000
 """A silent node is probed this often, to learn whether its connection is gone."""
 MAX_DETAIL: Final = 4096
+MAX_UNHEARD: Final = 256
+"""Control-lane events kept while nobody subscribes: after a restart of the broker a result may come before the
+agent does."""
 
 
 class Sink(Protocol):
@@ -64,6 +67,7 @@ class RouterCore:
         self._mint = mint
         self._peers: dict[bytes, Node] = {}
         self._dirty: dict[str, Node] = {}
+        self._unheard: deque[Record] = deque(maxlen=MAX_UNHEARD)
         self._ticked_ns: int | None = None
 
     # ---- what the owner calls ----------------------------------------------------------------------------
@@ -76,18 +80,14 @@ class RouterCore:
             frame = frames.parse_frame(parts)
         except FrameError as error:
             wrong_version = error.reason is Reason.MAJOR
-            self._refuse(
-                routing_id, Refusal.WRONG_VERSION if wrong_version else Refusal.MALFORMED_FRAME, str(error)
-            )
+            self._refuse(routing_id, Refusal.WRONG_VERSION if wrong_version else Refusal.MALFORMED_FRAME, str(error))
             if node is not None:
                 self._cut(node, f"malformed frame: {error}")
             return
         if frame.kind is FrameKind.HANDSHAKE:
             self._on_hello(routing_id, frame, now_ns)
         elif node is None:
-            self._refuse(
-                routing_id, Refusal.HELLO_FIRST, f"a {frame.kind.name} frame on lane {frame.lane.name}"
-            )
+            self._refuse(routing_id, Refusal.HELLO_FIRST, f"a {frame.kind.name} frame on lane {frame.lane.name}")
         else:
             self._on_session_frame(node, frame, now_ns)
 
@@ -127,6 +127,11 @@ class RouterCore:
             self.stopping = True
             for node in self.nodes.values():
                 self._say(node, ["shutdown"])
+
+    @property
+    def settled(self) -> bool:
+        """Whether every live node acknowledged all that it was told."""
+        return all(node.session.settled for node in self.nodes.values() if node.live)
 
     # ---- frames ------------------------------------------------------------------------------------------
 
@@ -298,14 +303,14 @@ class RouterCore:
         self.counters[f"unqueued.{lane.name.lower()}"] += 1
         return False
 
-    def _to_subscribers(self, lane: Lane, record: Record) -> None:
-        subscribers = [node for node in self.nodes.values() if node.subscribed and node.live]
-        if not subscribers:
-            return
+    def _to_subscribers(self, lane: Lane, record: Record) -> bool:
+        """Queue a record for every subscriber.  False: there is none."""
         outgoing = encode(Direction.TO_NODE, lane, record)
+        subscribers = [node for node in self.nodes.values() if node.subscribed and node.live]
         for node in subscribers:
             if not self._queue(node, lane, outgoing):
                 node.missed += lane is Lane.CONTROL
+        return bool(subscribers)
 
     def _snapshot(self, node: Node) -> None:
         for other in self.nodes.values():
@@ -325,8 +330,8 @@ class RouterCore:
 
     def _on_exit(self, node: Node, _lane: Lane, item: Incoming) -> None:
         _, code, reason = item.record
-        self._flush_node(node)  # acknowledges, for the node waits for that before it goes
         self._move(node, Stimulus.EXIT, f"exit {code}: {reason}")
+        self._flush_node(node)  # acknowledges, for the node waits for that before it goes
 
     def _on_heartbeat(self, _node: Node, _lane: Lane, _item: Incoming) -> None:
         self.counters["heartbeats"] += 1
@@ -334,6 +339,8 @@ class RouterCore:
     def _on_subscribe(self, node: Node, _lane: Lane, _item: Incoming) -> None:
         node.subscribed = True
         self._snapshot(node)
+        while self._unheard:
+            self._say(node, self._unheard.popleft())
 
     def _on_tell(self, node: Node, _lane: Lane, item: Incoming) -> None:
         _, name, record = item.record
@@ -360,7 +367,10 @@ class RouterCore:
 
     def _on_event(self, node: Node, lane: Lane, item: Incoming) -> None:
         self.counters["events"] += 1
-        self._to_subscribers(lane, ["event", node.name, *item.record[1:]])
+        record = ["event", node.name, *item.record[1:]]
+        if not self._to_subscribers(lane, record) and lane is Lane.CONTROL:
+            self.counters["unheard"] += 1
+            self._unheard.append(record)
 
     def _on_attach(self, node: Node, _lane: Lane, item: Incoming) -> None:
         _, name = item.record
@@ -381,8 +391,11 @@ class RouterCore:
 
     def _on_envelope(self, node: Node, request: Envelope) -> None:
         """No level lies beyond this broker yet: a request is answered so that its reservation returns."""
-        self._count_refusal(node, Refusal.NO_ROUTE, f"envelope to {codec.show(request.dst)}")
-        if request.use is Use.REQUEST:
+        detail = f"envelope to {codec.show(request.dst)}"
+        if request.use is not Use.REQUEST:
+            self._report(node, Refusal.NO_ROUTE, detail)
+        else:
+            self._count_refusal(node, Refusal.NO_ROUTE, detail)
             answer = encode(Direction.TO_NODE, Lane.REQUEST, result_of(request, -Errno.ENOSYS))
             self._queue(node, Lane.REQUEST, answer)
 

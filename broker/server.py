@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as sockets
+import stat
 import sys
 import time
 import traceback
@@ -31,8 +32,10 @@ TURN: Final = 256
 """Messages taken before what they cause is sent."""
 TICK_NS: Final = 100_000_000
 HIGH_WATER: Final = 1024
-FAREWELL_MS: Final = 200
-"""How long the last records to nodes may take to leave when the broker shuts down."""
+FAREWELL_NS: Final = 300_000_000
+"""How long a broker that shuts down waits for its nodes to acknowledge that.  They read what is waiting only while
+the connection stands, so a linger on our side would not do."""
+PROBE_S: Final = 1.0
 MAX_PATH: Final = 107
 """Bytes of a path that AF_UNIX takes."""
 LOG_FIRST: Final = 20
@@ -57,13 +60,16 @@ def _check_free(endpoint: str, path: str) -> None:
     length = len(os.fsencode(path))
     if length > MAX_PATH:
         raise EndpointError(endpoint, f"the path has {length} bytes, AF_UNIX takes {MAX_PATH}")
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        try:
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise EndpointError(endpoint, "there is a file that is no socket")
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+            probe.settimeout(PROBE_S)
             probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return
-        except OSError as error:
-            raise EndpointError(endpoint, str(error)) from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        return  # nothing there, or what a killed broker left behind
+    except OSError as error:
+        raise EndpointError(endpoint, str(error)) from None
     raise EndpointError(endpoint, "somebody listens there already")
 
 
@@ -101,19 +107,15 @@ class Server:
         finally:
             os.umask(before)
 
-    @property
-    def wake_fd(self) -> int:
-        """A descriptor that ends the loop's wait when written to, for `signal.set_wakeup_fd`."""
-        return self._wake_out.fileno()
-
     def serve(self) -> None:
-        """Route until the core is told to shut down, by the agent or by :meth:`stop`."""
+        """Route until the core is told to shut down, by the agent or by :meth:`stop`, and nodes know of it."""
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._wake_in.fileno(), zmq.POLLIN)
         tick_ns = time.monotonic_ns()
         self.core.on_tick(tick_ns)
-        while not self.core.stopping:
+        leave_ns: int | None = None
+        while leave_ns is None or not (self.core.settled or tick_ns >= leave_ns):
             now_ns = time.monotonic_ns()
             wait_ms = max(0, tick_ns + TICK_NS - now_ns + 999_999) // 1_000_000
             if any(fd == self._wake_in.fileno() for fd, _ in poller.poll(wait_ms)):
@@ -126,15 +128,19 @@ class Server:
             if self._stop:
                 self.core.shutdown()
             self.core.flush()
+            if self.core.stopping and leave_ns is None:
+                leave_ns = now_ns + FAREWELL_NS
 
     def stop(self) -> None:
-        """Shut down at the next turn of the loop.  May be called from a signal handler."""
+        """Shut down at the next turn of the loop.  May be called from a signal handler or another thread."""
         self._stop = True
+        with contextlib.suppress(OSError):
+            self._wake_out.send(b"\0")
 
     def close(self) -> None:
-        """Close the socket, giving last words a moment to leave; the socket file is gone afterwards."""
+        """Close the socket at once; its file is gone afterwards.  May be called twice."""
         if not self._router.closed:
-            self._router.close(FAREWELL_MS if self.core.stopping else 0)
+            self._router.close(0)
             self._context.term()
             self._wake_in.close()
             self._wake_out.close()
@@ -157,7 +163,7 @@ class Server:
                 self.core.on_frame(routing_id, parts, now_ns)
             except Exception:  # a mistake of ours: one message is lost, the lab goes on
                 self.core.counters["internal_errors"] += 1
-                traceback.print_exc()
+                self._log(traceback.format_exc())
 
     # ---- the core's sink ---------------------------------------------------------------------------------
 
@@ -181,4 +187,9 @@ class Server:
         if code != "refused" or count <= LOG_FIRST or count % LOG_EVERY == 0:
             words = " ".join(str(field) for field in fields).encode("unicode_escape").decode()
             repeated = f" (the {count}th)" if count > LOG_FIRST and code == "refused" else ""
-            print(f"broker: {code} {words}{repeated}", file=sys.stderr, flush=True)
+            self._log(f"broker: {code} {words}{repeated}")
+
+    @staticmethod
+    def _log(text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not end the lab
+            print(text, file=sys.stderr, flush=True)

@@ -142,9 +142,7 @@ class Session:
             return [], []
         good, bad = decode_frame(self.incoming, frame)
         if frame.lane is Lane.REQUEST:
-            if (
-                bad
-            ):  # what an unreadable envelope would have reserved is unknown, so the accounts cannot go on
+            if bad:  # what an unreadable envelope would have reserved is unknown, so the accounts cannot go on
                 raise Violation(Refusal.MALFORMED_FRAME, str(bad[0]))
             end.state.received([item.record.use for item in good if isinstance(item.record, Envelope)])
         else:

@@ -1,0 +1,1 @@
+"""A guest: vCPUs, a small kernel, drivers and programs, and one thin process shell."""

@@ -7,11 +7,10 @@ way to tell the lab what happened.
 from __future__ import annotations
 
 import json
-import random
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guest_node.config import GuestConfig
 from guest_node.files import Files
@@ -20,6 +19,9 @@ from guest_node.kernel.argo import GuestMemoryView
 from guest_node.kernel.boot import BootError, Kernel, boot
 from guest_node.programs import LoadError, load
 from guest_node.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    import random
 
 FAILED = 1
 
@@ -33,47 +35,49 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Lab:
-    """What a guest can say to its lab: `tell(record)` over the control lane, `log(text)` into its own log."""
+class World:
+    """What a shell gives its guest: a way to tell the lab (control records), a log, files, and chance."""
 
     tell: Callable[[list[Any]], object]
     log: Callable[[str], None]
+    files: Files
+    randomness: random.Random
 
 
-async def live(config: GuestConfig, vcpu: Vcpu, memory: GuestMemoryView, files: Files, lab: Lab) -> Ending:
+async def live(config: GuestConfig, vcpu: Vcpu, memory: GuestMemoryView, world: World) -> Ending:
     """Boot, run the program, report.  Never raises for what a program or a hypervisor does wrong."""
     vcpu.start()
     try:
         program = load(config.program, config.base_dir)
         kernel = await boot(vcpu, memory)
     except (BootError, LoadError) as error:
-        lab.log(f"{type(error).__name__}: {error}")
+        world.log(f"{type(error).__name__}: {error}")
         return Ending(FAILED, str(error))
     except Exception as error:  # what a user's module raises while it is imported
-        return _raised(error, lab)
-    lab.tell(["event", "probe", kernel.probe.door.door, f"{kernel.probe.base:#x}", kernel.probe.domid])
+        return _raised(error, world)
+    world.tell(["event", "probe", kernel.probe.door.door, f"{kernel.probe.base:#x}", kernel.probe.domid])
     guest = Guest(
         name=config.name, domid=kernel.probe.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
-        randomness=random.Random(config.seed), files=files, log=lab.log,
+        randomness=world.randomness, files=world.files, log=world.log,
     )  # fmt: skip
-    lab.tell(["ready"])
-    ending = await _run(program, guest, lab)
-    lab.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel)})])
+    world.tell(["ready"])
+    ending = await _run(program, guest, world)
+    world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel)})])
     return ending
 
 
-async def _run(program: Program, guest: Guest, lab: Lab) -> Ending:
+async def _run(program: Program, guest: Guest, world: World) -> Ending:
     try:
         code = await guest.run(program) & 0xFF
     except SystemExit as leaving:
         code = leaving.code & 0xFF if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
-        return _raised(error, lab)
+        return _raised(error, world)
     return Ending(code, f"the program ended with {code}" if code else "")
 
 
-def _raised(error: Exception, lab: Lab) -> Ending:
-    lab.log("".join(traceback.format_exception(error)))
+def _raised(error: Exception, world: World) -> Ending:
+    world.log("".join(traceback.format_exception(error)))
     words = " ".join(str(error).split())
     return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + words if words else ''}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sys
 from typing import Any, Final
@@ -15,7 +16,7 @@ from guest_node.attach import Attachment, attach
 from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
 from guest_node.kernel.argo import GuestMemoryView
-from guest_node.life import Ending, Lab, live
+from guest_node.life import Ending, World, live
 from guest_node.vcpu import Vcpu
 from hmx.attach import AttachError
 from hmx.memory import Window
@@ -93,8 +94,9 @@ async def run(config: GuestConfig, link: ZmqLink) -> Ending:
     ram = attachment.ram
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
     vcpu = Vcpu(0, GuestSide(attachment.area(0)), attachment.bells[0])
-    lab = Lab(shell.tell, lambda text: print(text, flush=True))
-    living = shell.loop.create_task(live(config, vcpu, memory, DirectoryFiles(config.base_dir, config.output_dir), lab))
+    files = DirectoryFiles(config.base_dir, config.output_dir)
+    world = World(shell.tell, lambda text: print(text, flush=True), files, random.Random(config.seed))
+    living = shell.loop.create_task(live(config, vcpu, memory, world))
 
     def hypervisor_gone() -> None:
         shell.loop.remove_reader(attachment.connection.fileno())

@@ -16,10 +16,7 @@ class Errno(IntEnum):
     EPERM = 1
     ENOENT = 2
     ESRCH = 3
-    EINTR = 4
     EIO = 5
-    ENXIO = 6
-    E2BIG = 7
     EBADF = 9
     EAGAIN = 11
     ENOMEM = 12
@@ -32,7 +29,6 @@ class Errno(IntEnum):
     ENOTTY = 25
     ENOSPC = 28
     EPIPE = 32
-    ERANGE = 34
     ENOSYS = 38
     EMSGSIZE = 90
     EOPNOTSUPP = 95

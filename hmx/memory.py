@@ -219,10 +219,11 @@ class MappedMemory:
         """
         if not 0 <= gfn < self.size >> PAGE_SHIFT:
             raise ValueError(f"page {gfn} is outside the domain")
-        if page_type is PageType.RAM_RW:
+        rule = _RULE_OF[page_type]
+        if rule.readable and rule.writable and rule.ring_error is None:
             self._odd.pop(gfn, None)
         else:
-            self._odd[gfn] = _RULE_OF[page_type]
+            self._odd[gfn] = rule
         if nowrite:
             self._refuses_reference.add(gfn)
         else:

@@ -1,0 +1,1 @@
+"""A hypervisor: a core without I/O and one thin process shell."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from topologies.diagnose import Diagnostic, at, show
-from topologies.marks import Location, Mark, Node, key_mark, select, walk
+from topologies.marks import Entry, Location, Mark, Node, key_mark, select, walk
 from topologies.merge import SECTIONS
 from topologies.programs import ProgramError, builtin_names, builtin_of, check_program, nearest_builtin
 from topologies.translate import missing
@@ -85,6 +85,7 @@ def crosscheck(root: Node) -> Iterator[Found]:
     yield from programs(root)
     yield from arguments(root)
     yield from peers(root)
+    yield from numbers(root)
     yield from checks(root)
 
 
@@ -103,13 +104,13 @@ def names(root: Node) -> Iterator[Found]:
             message = f"{show(row.name)} is the name of {row.owner}"
             yield location, at(key_mark(root, location), location, message, hint="choose another name")
     hypervisors, guests = _section(root, "hypervisors"), _section(root, "guests")
-    for name, mark in guests.items():
+    for name, entry in guests.items():
         if name in hypervisors:
-            first = hypervisors[name]
+            first = hypervisors[name].key
             message = f"the name {show(name)} is taken by the hypervisor at {first.line}:{first.column}"
             yield (
                 ("guests", name),
-                at(mark, ("guests", name), message, hint="all nodes of a lab have different names"),
+                at(entry.key, ("guests", name), message, hint="all nodes of a lab have different names"),
             )
 
 
@@ -172,6 +173,25 @@ def programs(root: Node) -> Iterator[Found]:
                 )
 
 
+def arguments(root: Node) -> Iterator[Found]:
+    """Arguments that a built-in program does not know, or does not find."""
+    for location, guest in select(root, "guests.*"):
+        program = guest.text("program") or ""
+        builtin, given = builtin_of(program), guest.get("with")
+        if builtin is None or (given is not None and not isinstance(given.value, dict)):
+            continue
+        place: Location = (*location, "with")
+        known = {} if given is None else given.entries()
+        for key in known:
+            if key not in builtin.arguments:
+                mark, message = known[key].key, f"{program} has no argument {show(key)}"
+                yield (*place, key), at(mark, (*place, key), message, value=key, choices=builtin.arguments)
+        for key in builtin.required:
+            if key not in known:
+                mark, message = key_mark(root, place), f"{program} needs the argument {show(key)}"
+                yield (*place, key), at(mark, (*place, key), message)
+
+
 def peers(root: Node) -> Iterator[Found]:
     """Arguments of built-in programs that name a guest which the program cannot reach."""
     homes = {str(location[-1]): guest.text("on") for location, guest in select(root, "guests.*")}
@@ -183,7 +203,7 @@ def peers(root: Node) -> Iterator[Found]:
         for key in builtin.peers:
             peer = given.get(key)
             if peer is None or not isinstance(peer.value, str):
-                continue
+                continue  # not there, or a domain id
             if peer.value != me and peer.value in homes and homes[peer.value] == homes[me]:
                 continue
             place = (*location, "with", key)
@@ -195,7 +215,7 @@ def peers(root: Node) -> Iterator[Found]:
                 yield place, at(peer.mark, place, f"{show(peer.value)} is {why}", choices=choices)
 
 
-def arguments(root: Node) -> Iterator[Found]:
+def numbers(root: Node) -> Iterator[Found]:
     """Numbers that cannot be given to a program: arguments travel as JSON, which knows no infinities."""
     for pattern in ("defaults.with", "kinds.*.with", "groups.*.with", "guests.*.with"):
         for location, node in select(root, pattern):
@@ -222,10 +242,10 @@ def checks(root: Node) -> Iterator[Found]:
         first.setdefault(name.value, name.mark)
 
 
-def _section(root: Node, section: str) -> dict[str, Mark]:
-    """The names in a section, and where they stand."""
+def _section(root: Node, section: str) -> dict[str, Entry]:
+    """The entries of a section by name; none where there is no such section."""
     node = root.get(section)
-    return {} if node is None else {name: entry.key for name, entry in node.entries().items()}
+    return {} if node is None else node.entries()
 
 
 def _homeless(root: Node) -> bool:
@@ -247,6 +267,4 @@ def _unknown(root: Node, location: Location, node: Node, noun: str, choices: tup
     for other, section in others.items():
         if other != noun and value in _section(root, section):
             hint = f"{show(value)} is a {other}"
-    return at(
-        node.mark, location, f"{show(value)} is no {noun} here", value=value, choices=choices, hint=hint
-    )
+    return at(node.mark, location, f"{show(value)} is no {noun} here", value=value, choices=choices, hint=hint)

@@ -20,7 +20,7 @@ from topologies.marks import Location, Mark, Scalar, render
 _SHOWN_CHOICES: Final = 12
 _SHOWN_LETTERS: Final = 40
 # Beyond these a nearest name costs more than it tells.
-_COMPARED_CHOICES: Final = 200
+_COMPARED_CHOICES: Final = 100
 _COMPARED_LETTERS: Final = 60
 _ALIKE: Final = 0.62  # share of letters in common; hv9 and hv0 have 0.67
 

@@ -55,9 +55,7 @@ def _tidy(key: dict[str, Any]) -> None:
         key["propertyNames"] = NAME_JSON
     default = key.pop("default", None)
     if isinstance(default, int) and not isinstance(default, bool):
-        written = {TIME_JSON["pattern"]: format_duration, SIZE_JSON["pattern"]: format_size}.get(
-            key.get("pattern")
-        )
+        written = {TIME_JSON["pattern"]: format_duration, SIZE_JSON["pattern"]: format_size}.get(key.get("pattern"))
         key["default"] = default if written is None else written(default)
     elif isinstance(default, bool) or (isinstance(default, str) and default):
         key["default"] = default

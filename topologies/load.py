@@ -40,9 +40,7 @@ def parse(root: Node | None, file: str) -> Topology:
         raise TopologyError([at(Mark(file, 0, 0), (), "holds no topology: it is empty", hint=hint)])
     if not isinstance(root.value, dict):
         hint = "a topology starts with `name: NAME`; `argosy schema` lists the keys"
-        raise TopologyError(
-            [at(root.mark, (), f"a topology is a map, not {describe(plain(root))}", hint=hint)]
-        )
+        raise TopologyError([at(root.mark, (), f"a topology is a map, not {describe(plain(root))}", hint=hint)])
     tree = resolve(root)
     later = list(availability.check(tree))
     barred = {location for location, _ in later}

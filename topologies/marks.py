@@ -1,8 +1,8 @@
 """YAML values that remember where they were written.
 
-The loader builds a tree of :class:`Node`; merging builds new trees out of the same nodes, so whatever ends up
-in a topology still knows the file, line and column of the text that put it there.  Lines and columns count
-from 1.
+The loader builds a tree of :class:`Node`; merging builds new trees out of the same nodes, so whatever ends
+up in a topology still knows the file, line and column of the text that put it there.  Lines and columns
+count from 1.
 """
 
 from __future__ import annotations

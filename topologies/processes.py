@@ -1,8 +1,9 @@
 """The `processes` runtime as the launcher sees it: start an agent, hand it the plan, pass its progress on.
 
-The agent is started before there is a plan, so that it and its forkserver get ready while the topology is read.  The
-launcher holds a pipe to it: whatever ends the launcher closes the pipe, and the agent takes the lab down.  Ctrl-C and
-SIGTERM do just that and then wait for the agent's last words, so that the command returns when nothing is left.
+The agent is started before there is a plan, so that it and its forkserver get ready while the topology is
+read.  The launcher holds a pipe to it: whatever ends the launcher closes the pipe, and the agent takes the
+lab down.  Ctrl-C and SIGTERM do just that and then wait for the agent's last words, so that the command
+returns when nothing is left.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Detached(Exception):
 
 def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: str = "") -> LabSpec:
     """What the agent needs of a plan."""
-    import yaml
+    from topologies.yaml12 import dump
 
     nodes = [NodeSpec("broker", NodeKind.BROKER, ENTRIES[NodeKind.BROKER], plan.broker)]
     for hypervisor in plan.hypervisors:
@@ -80,7 +81,7 @@ def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: st
         timeout_ns=timeout_ns,
         run_dir=plan.places.run_dir,
         topology=topology,
-        resolved=yaml.safe_dump(plan.topology, sort_keys=False),
+        resolved=dump(plan.topology),
     )
 
 
@@ -250,7 +251,8 @@ class ProcessRuntime:
         words = f"the agent ended unexpectedly (status {status})"
         if said:
             words += f": {said.splitlines()[-1]}"
-        return AgentFailed(ExitCode.DIED, words, _keep(said))
+        kept = rundir.keep_failure(said + "\n") if said else None
+        return AgentFailed(ExitCode.DIED, words, None if kept is None else str(kept))
 
     @contextlib.contextmanager
     def _interrupt_closes(self) -> Iterator[int]:
@@ -338,22 +340,10 @@ def deferred_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def failed_outcome(lab: str, failure: AgentFailed) -> Outcome:
+def failed_outcome(lab: str, failure: AgentFailed, runtime: str = RUNTIME) -> Outcome:
     """The outcome of a lab that never was, or whose agent was lost."""
     words = failure.words if failure.log is None else f"{failure.words} (see {failure.log})"
-    return Outcome(lab=lab, runtime=RUNTIME, code=failure.code, reasons=(words,), nodes=())
-
-
-def _keep(said: str) -> str | None:
-    """Write an agent's dying words where a user can find them."""
-    if not said:
-        return None
-    try:
-        path = rundir.base_directory() / "agent-failure.log"
-        path.write_text(said + "\n")
-    except (OSError, rundir.RunDirError):
-        return None
-    return str(path)
+    return Outcome(lab=lab, runtime=runtime, code=failure.code, reasons=(words,), nodes=())
 
 
 def _agent_environment() -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""The programs that a guest can name: `builtin:NAME`, or a user's own as `module:function`."""
+"""The programs that a guest can name: `builtin:NAME`, or a user's own as `module:function`.
+
+What is known here of the built-in ones is what can be wrong in a topology: their names and the names of
+their arguments. The values of arguments are the program's own business.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,21 @@ PREFIX: Final = "builtin:"
 
 
 class Builtin(NamedTuple):
-    """A program that comes with Argosy.  `peers`: those of its arguments that name another guest."""
+    """A program that comes with Argosy: the arguments it takes, those it needs, those that name another
+    guest.
+    """
 
     name: str
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
     peers: tuple[str, ...]
 
 
 BUILTINS: Final = (
-    Builtin("echo", ()),
-    Builtin("ping-pong", ("to",)),
-    Builtin("file-send", ("to",)),
-    Builtin("file-receive", ()),
+    Builtin("echo", ("port", "kind", "sessions", "ring", "from"), (), ("from",)),
+    Builtin("ping-pong", ("to", "port", "kind", "count", "size", "ring", "within"), ("to",), ("to",)),
+    Builtin("file-send", ("to", "file", "port", "ring", "within", "chunk"), ("to", "file"), ("to",)),
+    Builtin("file-receive", ("port", "output", "ring", "from"), (), ("from",)),
 )
 
 

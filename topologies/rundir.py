@@ -52,13 +52,14 @@ RESERVED_NAME = "s"
 
 LOCK, STATE, SOCKETS, NODES = "lock", "state.json", "sockets", "nodes"
 RESOLVED, AGENT_LOG = "topology.resolved.yaml", "agent.log"
+FAILURE_LOG = "failure.log"
+"""In the base: the traceback of the last internal error."""
+
 BACK_LINK, CONTROL_SOCKET = "run", "control"
 
 _HEX_DIGITS = 8
 _FRESH = ".new"
-_OWN_ENTRIES = frozenset(
-    {LOCK, STATE, STATE + _FRESH, SOCKETS, NODES, RESOLVED, RESOLVED + _FRESH, AGENT_LOG}
-)
+_OWN_ENTRIES = frozenset({LOCK, STATE, STATE + _FRESH, SOCKETS, NODES, RESOLVED, RESOLVED + _FRESH, AGENT_LOG})
 
 
 class RunDirError(Exception):
@@ -122,9 +123,9 @@ def private_directory(path: Path) -> Path:
 
 
 def _why_no_directory(path: Path, error: OSError) -> str:
-    if path.is_symlink():
+    if os.path.islink(path):
         return f"{path} is a symbolic link, which could lead into somebody else's directory"
-    if isinstance(error, NotADirectoryError) and path.exists():
+    if isinstance(error, NotADirectoryError) and os.path.exists(path):
         return f"{path} exists and is no directory"
     return f"{path} cannot be made a private directory: {error.strerror}"
 
@@ -294,9 +295,10 @@ class RunDirectory:
     _lock_fd: int
 
     @classmethod
-    def take(cls, path: Path, sockets: Path) -> RunDirectory:
-        """Make or take over the run directory `path`, lock it, clear what an earlier run left, link the
-        sockets.
+    def take(cls, path: Path, sockets: Path | None) -> RunDirectory:
+        """Lock the run directory `path`, made if need be; clear what an earlier run left, link the sockets.
+
+        A lab without processes has no `sockets`.
 
         Raises:
             LabBusy: another agent holds it.
@@ -381,6 +383,16 @@ def read_state(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def keep_failure(text: str) -> Path | None:
+    """Keep a traceback where a user can find it; None when there is no place for it."""
+    try:
+        path = base_directory() / FAILURE_LOG
+        path.write_text(text)
+    except (OSError, RunDirError):
+        return None
+    return path
 
 
 def recorded_labs() -> list[Path]:

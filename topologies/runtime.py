@@ -56,8 +56,8 @@ class NodeOutcome:
     """One node at the end of a run.
 
     `exit` is the exit code of a node that ended by itself (for a guest: its program's), `signal` the number
-    of the signal that ended it; `was_ready` whether it had come so far before; `detail` the words that the node
-    or the agent has for it.
+    of the signal that ended it; `was_ready` whether it had come so far before; `detail` the words that the
+    node or the agent has for it.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The topology file as a model: every key there is, its type, its default and its meaning.
 
-JSON Schema (`argosy schema`) and the checks of `argosy validate` both come from these classes, so they cannot
-drift apart. Keys of later work stand here too; :mod:`topologies.availability` says which keys and values this
-version accepts.
+JSON Schema (`argosy schema`) and the checks of `argosy validate` both come from these classes, so they
+cannot drift apart. Keys of later work stand here too; :mod:`topologies.availability` says which keys and
+values this version accepts.
 
 The model describes the topology after `defaults`, `kinds` and `groups` have been merged
 (:mod:`topologies.merge`).  What refers to something else in the file, or is needed only after merging, is
@@ -74,9 +74,7 @@ def _duration(value: Any) -> int:
             raise wrong(error.message, error.hint) from None
     hint = "write a number and a unit, such as 500ms or 5s"
     if isinstance(value, int) and not isinstance(value, bool):
-        raise wrong(
-            f"{show(value)} has no unit", f"write {value}s for seconds" if 0 <= value < 10**9 else hint
-        )
+        raise wrong(f"{show(value)} has no unit", f"write {value}s for seconds" if 0 <= value < 10**9 else hint)
     raise wrong(f"expected a duration, not {describe(value)}", hint)
 
 
@@ -86,9 +84,7 @@ def _memory(size: int) -> int:
         raise wrong(f"{format_size(size)} is out of range for a guest's memory", limits)
     if size % PAGE_SIZE:
         below = format_size(size - size % PAGE_SIZE)
-        raise wrong(
-            f"{format_size(size)} is not a multiple of {PAGE_SIZE} bytes", f"write {below} for instance"
-        )
+        raise wrong(f"{format_size(size)} is not a multiple of {PAGE_SIZE} bytes", f"write {below} for instance")
     return size
 
 
@@ -107,9 +103,7 @@ SIZE_JSON: Final[dict[str, Any]] = {
 TIME_JSON: Final[dict[str, Any]] = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"}
 
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema(NAME_JSON)]
-Reference = Annotated[
-    str, WithJsonSchema(NAME_JSON)
-]  # to a name; that it is one is seen where it is declared
+Reference = Annotated[str, WithJsonSchema(NAME_JSON)]  # to a name; that it is one is seen where it is declared
 Memory = Annotated[
     int,
     BeforeValidator(_size),
@@ -138,9 +132,7 @@ Cpu = Literal["intel", "amd", "armv8"]
 Door = Literal["hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "smc"]
 GuestDoor = Literal["auto", "hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "smc"]
 Notification = Literal["virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"]
-GuestNotification = Literal[
-    "auto", "virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"
-]
+GuestNotification = Literal["auto", "virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"]
 Restart = Literal["never", "on-failure"]
 
 
@@ -161,15 +153,11 @@ class Host(Keys):
 class ArgoKeys(Keys):
     """A hypervisor's Argo."""
 
-    enabled: bool = Field(
-        default=True, description="Offer Argo; false: every call answers as a Xen without argo=1."
-    )
+    enabled: bool = Field(default=True, description="Offer Argo; false: every call answers as a Xen without argo=1.")
     mac_permissive: bool = Field(
         default=False, alias="mac-permissive", description="Allow rings that accept messages from any domain."
     )
-    mode: Literal["own", "forward", "steal"] = Field(
-        default="own", description="How a nested hypervisor serves Argo."
-    )
+    mode: Literal["own", "forward", "steal"] = Field(default="own", description="How a nested hypervisor serves Argo.")
     linger: Duration = Field(default=0, description="How long a dead guest's domain stays in dying.")
 
 
@@ -221,12 +209,8 @@ class Guest(SharedKeys):
     notification: GuestNotification = Field(
         default="auto", description="How it wants to be told that something arrived."
     )
-    implicit_only: bool = Field(
-        default=False, alias="implicit-only", description="Reach others by service only."
-    )
-    program: str = Field(
-        default="", description="builtin:NAME, or module:function of an `async def main(guest)`."
-    )
+    implicit_only: bool = Field(default=False, alias="implicit-only", description="Reach others by service only.")
+    program: str = Field(default="", description="builtin:NAME, or module:function of an `async def main(guest)`.")
     with_: dict[str, Any] = Field(default={}, alias="with", description="Arguments of the program.")
     devices: list[Device] = Field(default=[], description="Devices that it sees.")
     serves: list[Name] = Field(default=[], description="Services that it offers.")
@@ -294,9 +278,7 @@ class Check(Keys):
     name: str = Field(default="", description="What the report calls it.")
     guest: Reference = Field(description="The guest that it looks at.")
     expect: Expect = Field(description="What must hold.")
-    within: Deadline = Field(
-        default=60_000_000_000, description="Deadline, counted from the moment the lab is ready."
-    )
+    within: Deadline = Field(default=60_000_000_000, description="Deadline, counted from the moment the lab is ready.")
 
 
 class Topology(Keys):
@@ -305,9 +287,7 @@ class Topology(Keys):
     name: Name = Field(description="Name of the lab.")
     hosts: dict[Name, Host] = Field(default={}, description="Machines; without them everything runs here.")
     hypervisors: dict[Name, Hypervisor] = Field(default={}, description="Hypervisors by name.")
-    guests: dict[Name, Guest] = Field(
-        default={}, description="Guests by name; domain ids follow their order."
-    )
+    guests: dict[Name, Guest] = Field(default={}, description="Guests by name; domain ids follow their order.")
     destinations: list[Destination] = Field(default=[], description="Which service leads where.")
     policy: Policy | None = Field(default=None, description="Security policy of the lab.")
     links: list[Link] = Field(default=[], description="Connections between hypervisors.")
@@ -335,9 +315,7 @@ def annotation_at(location: Location) -> Any:
     annotation: Any = Topology
     for step in location:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found = [
-                field for name, field in annotation.model_fields.items() if (field.alias or name) == step
-            ]
+            found = [field for name, field in annotation.model_fields.items() if (field.alias or name) == step]
             annotation = found[0].annotation if found else None
         elif get_origin(annotation) in (dict, list):
             annotation = get_args(annotation)[-1]

@@ -1,6 +1,7 @@
 """The schema's verdicts in the words of a topology: pydantic's errors become diagnostics with positions.
 
-pydantic knows where in the data an error is; the tree of marked nodes knows where in the text that came from.
+pydantic knows where in the data an error is; the tree of marked nodes knows where in the text that came
+from.
 """
 
 from __future__ import annotations

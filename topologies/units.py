@@ -97,9 +97,7 @@ def parse_duration(text: str) -> int:
         first, second, third = (int(part or 0) for part in clock.groups())
         seconds = first * 3600 + second * 60 + third if clock[3] else first * 60 + second
         raise UnitError(f"{text!r} is no duration", f"write {format_duration(seconds * 1_000_000_000)}")
-    return _parse(
-        text, "duration", "nanoseconds", DURATION_UNITS, None, "a number and a unit, such as 500ms or 5s"
-    )
+    return _parse(text, "duration", "nanoseconds", DURATION_UNITS, None, "a number and a unit, such as 500ms or 5s")
 
 
 def format_size(size: int) -> str:
@@ -119,9 +117,7 @@ def _format(value: int, units: tuple[Unit, ...]) -> str:
     return f"{value}{units[-1].name}"
 
 
-def _parse(
-    text: str, what: str, smallest: str, units: tuple[Unit, ...], bare: Unit | None, example: str
-) -> int:
+def _parse(text: str, what: str, smallest: str, units: tuple[Unit, ...], bare: Unit | None, example: str) -> int:
     shown = repr(text if len(text) <= 40 else text[:37] + "...")
     match = _QUANTITY.fullmatch(text)
     if match is None:

@@ -2,9 +2,9 @@
 
 PyYAML speaks YAML 1.1, where `on`, `off` and `no` are booleans, `1:30` is ninety and `2024-01-01` a date.
 Here only what the core schema of YAML 1.2.2 (chapter 10.3) resolves is resolved, and of its spellings of
-booleans only `true` and `false`. Merge keys (`<<`) are kept from 1.1, since everybody writes them.  Duplicate
-keys are errors.  A file may neither nest nor expand beyond fixed limits, so that no input can exhaust stack
-or memory.
+booleans only `true` and `false`. Merge keys (`<<`) are kept from 1.1, since everybody writes them.
+Duplicate keys are errors.  A file may neither nest nor expand beyond fixed limits, so that no input can
+exhaust stack or memory.
 
 Sources: YAML 1.2.2, 10.3 "Core Schema"; yaml.org/type/merge.html.
 """
@@ -30,40 +30,35 @@ _MERGE: Final = _TAG + "merge"
 
 
 class Resolution(NamedTuple):
-    """A plain scalar of this shape has this tag.  `first`: the characters it can start with."""
+    """A plain scalar of this shape has this tag."""
 
     tag: str
     shape: str
-    first: str
 
 
-# Everything else is text.
+# The first row that fits decides; what fits none is text.
 CORE_SCHEMA: Final = (
-    Resolution("null", r"null|Null|NULL|~|", "nN~"),
-    Resolution("bool", r"true|false", "tf"),
-    Resolution("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    Resolution("null", r"null|Null|NULL|~|"),
+    Resolution("bool", r"true|false"),
+    Resolution("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     Resolution(
         "float",
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
     ),
-    Resolution("merge", r"<<", "<"),
+    Resolution("merge", r"<<"),
 )
 
 
 class Translation(NamedTuple):
-    """What PyYAML says, what we say instead, and how to mend it.
-
-    `at_context`: report it where the construct begins, not where it turned out to be wrong.
-    """
+    """What PyYAML says, what we say instead, and how to mend it."""
 
     problem: str
     message: str
     hint: str
-    at_context: bool = False
 
 
-TRANSLATIONS: Final = (
+# Reported where PyYAML noticed it.
+NOTICED: Final = (
     Translation("found character '\\t'", "a tab cannot stand here", "indent and separate with spaces"),
     Translation("found character '%'", "a value cannot start with %", "write it in quotes"),
     Translation("found character '@'", "a value cannot start with @", "write it in quotes"),
@@ -73,39 +68,22 @@ TRANSLATIONS: Final = (
         "a second ': ' in one value",
         "check the indentation, or write a value that contains ': ' in quotes",
     ),
-    Translation(
-        "sequence entries are not allowed", "a list cannot start here", "start it on a line of its own"
-    ),
-    Translation("could not find expected ':'", "a key without ':' after it", "write KEY: VALUE", True),
-    Translation(
-        "expected <block end>", "this does not line up with what stands above it", "check the indentation"
-    ),
-    Translation("found unexpected end of stream", "the text in quotes is not closed", "", True),
-    Translation(
-        "expected the node content, but found '<stream end>'", "the file ends too early", "close all brackets"
-    ),
-    Translation("expected ',' or '}'", "'{' without '}'", "close it, or put a comma between entries", True),
-    Translation("expected ',' or ']'", "'[' without ']'", "close it, or put a comma between items", True),
-    Translation(
-        "but found another document", "a second document starts here", "one topology is one document"
-    ),
-    Translation(
-        "expected '<document start>'",
-        "this belongs to nothing above it",
-        "check the indentation and the quotes",
-    ),
-    Translation(
-        "expected alphabetic or numeric character", "a name must follow here", "write the value in quotes"
-    ),
-    Translation(
-        "found unknown escape character", "no such escape", "write \\\\ for a backslash, or single quotes"
-    ),
-    Translation(
-        "found undefined alias",
-        "this alias has no anchor above it",
-        "write the value in quotes if it is text",
-    ),
-    Translation("found incompatible YAML document", "only YAML 1.x can be read", "leave the %YAML line away"),
+    Translation("sequence entries are not allowed", "a list cannot start here", "start it on a new line"),
+    Translation("expected <block end>", "this does not line up with what is above", "check the indentation"),
+    Translation("but found '<stream end>'", "the file ends too early", "close all brackets"),
+    Translation("found another document", "a second document starts here", "one topology is one document"),
+    Translation("expected '<document start>'", "this belongs to nothing above it", "check the indentation"),
+    Translation("expected alphabetic or numeric", "a name must follow here", "write the value in quotes"),
+    Translation("found unknown escape", "no such escape", "write \\\\ for a backslash, or single quotes"),
+    Translation("found undefined alias", "this alias has no anchor above it", "write text in quotes"),
+    Translation("found incompatible YAML", "only YAML 1.x can be read", "leave the %YAML line away"),
+)
+# Reported where the construct begins that turned out to be wrong later.
+OPENED: Final = (
+    Translation("could not find expected ':'", "a key without ':' after it", "write KEY: VALUE"),
+    Translation("found unexpected end of stream", "the text in quotes is not closed", "close the quotes"),
+    Translation("expected ',' or '}'", "'{' without '}'", "close it, or put a comma between entries"),
+    Translation("expected ',' or ']'", "'[' without ']'", "close it, or put a comma between items"),
 )
 
 
@@ -174,9 +152,7 @@ class Yaml12Loader(yaml.SafeLoader):
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return Node(self._entries(node, location), mark)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return Node(
-                tuple(self._convert(item, (*location, index)) for index, item in enumerate(node.value)), mark
-            )
+            return Node(tuple(self._convert(item, (*location, index)) for index, item in enumerate(node.value)), mark)
         if isinstance(node, yaml.ScalarNode):
             return Node(self._scalar(node, mark, location), mark)
         self._error(mark, location, f"the tag {_tag(node.tag)} has no meaning here", "leave it away")
@@ -232,21 +208,15 @@ class Yaml12Loader(yaml.SafeLoader):
         tag, text = node.tag, node.value
         if tag in (_TAG + "str", _MERGE):
             if any("\ud800" <= letter <= "\udfff" for letter in text):
-                self._error(
-                    mark, location, f"{show(text)} holds half a character", "write \\U and eight digits"
-                )
+                self._error(mark, location, f"{show(text)} holds half a character", "write \\U and eight digits")
             return str(text)
         for row in CORE_SCHEMA:
             if tag == _TAG + row.tag:
                 if not re.fullmatch(row.shape, text):
-                    self._error(
-                        mark, location, f"{show(text)} does not fit its tag {_tag(tag)}", "leave the tag away"
-                    )
+                    self._error(mark, location, f"{show(text)} does not fit its tag {_tag(tag)}", "leave the tag away")
                     return None
                 if len(text) > _MAX_NUMBER:
-                    self._error(
-                        mark, location, f"{show(text)} has too many digits", 'write text in quotes: "..."'
-                    )
+                    self._error(mark, location, f"{show(text)} has too many digits", 'write text in quotes: "..."')
                     return None
                 return _value(row.tag, text)
         self._error(mark, location, f"the tag {_tag(tag)} has no meaning here", "leave it away")
@@ -254,11 +224,7 @@ class Yaml12Loader(yaml.SafeLoader):
 
 
 for _row in CORE_SCHEMA:
-    Yaml12Loader.add_implicit_resolver(
-        _TAG + _row.tag,
-        re.compile(f"(?:{_row.shape})\\Z"),
-        [*_row.first, ""] if _row.tag == "null" else [*_row.first],
-    )
+    Yaml12Loader.add_implicit_resolver(_TAG + _row.tag, re.compile(f"(?:{_row.shape})\\Z"), None)
 
 
 class Yaml12Dumper(yaml.SafeDumper):
@@ -340,9 +306,7 @@ def read(path: str) -> str:
         before = data[data.rfind(b"\n", 0, error.start) + 1 : error.start]
         column = len(before.decode("utf-8", "replace")) + 1
         message = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise TopologyError(
-            [at(Mark(file, line, column), (), message, hint="save the file as UTF-8")]
-        ) from None
+        raise TopologyError([at(Mark(file, line, column), (), message, hint="save the file as UTF-8")]) from None
 
 
 def _file_error(file: str, message: str, hint: str = "") -> TopologyError:
@@ -353,11 +317,12 @@ def _translate(file: str, error: yaml.MarkedYAMLError) -> Diagnostic:
     problem = error.problem or error.context or "this is no YAML"
     mark = error.problem_mark or error.context_mark
     place = Mark(file, 0, 0) if mark is None else Mark(file, mark.line + 1, mark.column + 1)
-    for row in TRANSLATIONS:
+    for row in NOTICED:
         if row.problem in problem:
-            opened = error.context_mark if row.at_context else None
-            if opened is not None:
-                place = Mark(file, opened.line + 1, opened.column + 1)
+            return at(place, (), row.message, hint=row.hint)
+    for row in OPENED:
+        if row.problem in problem and error.context_mark is not None:
+            place = Mark(file, error.context_mark.line + 1, error.context_mark.column + 1)
             return at(place, (), row.message, hint=row.hint)
     return at(place, (), problem if len(problem) <= 100 else problem[:97] + "...")
 
@@ -366,9 +331,7 @@ def _unprintable(text: str, file: str, error: yaml.reader.ReaderError) -> Diagno
     start = text.rfind("\n", 0, error.position) + 1
     place = Mark(file, text.count("\n", 0, error.position) + 1, error.position - start + 1)
     code = error.character if isinstance(error.character, int) else ord(error.character)
-    return at(
-        place, (), f"the character U+{code:04X} cannot stand in YAML", hint="write it as an escape in quotes"
-    )
+    return at(place, (), f"the character U+{code:04X} cannot stand in YAML", hint="write it as an escape in quotes")
 
 
 def _tag(tag: str) -> str:

@@ -116,9 +116,7 @@ class Controls:
         try:
             while queue.frames:
                 armed_since = self._wakeups.generation
-                batch = [
-                    queue.frames[i].message for i in range(min(len(queue.frames), self._calls.max_batch))
-                ]
+                batch = [queue.frames[i].message for i in range(min(len(queue.frames), self._calls.max_batch))]
                 refused = self._sent(queue, await self._calls.sendv_linked(batch))
                 if refused == Errno.EAGAIN:
                     queue.waiting = queue.waited = True

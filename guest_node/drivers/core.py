@@ -198,9 +198,7 @@ class ArgoDriver:
 
     # -- room in foreign rings ----
 
-    def want_space(
-        self, address: Address, size: int, armed_since: int | None = None
-    ) -> asyncio.Future[Outcome]:
+    def want_space(self, address: Address, size: int, armed_since: int | None = None) -> asyncio.Future[Outcome]:
         """A future for room for `size` payload bytes at `address`.  Give it to `forget` in any case.
 
         `armed_since`: `wakeups.generation` as it was before a sendv that answered -EAGAIN.

@@ -19,6 +19,7 @@ from guest_node.drivers.stream_table import DEFAULT_RING_LEN
 from hmx.argo.abi import DOMID_ANY, Address
 from hmx.argo.calls import Buffer
 from hmx.argo.consumer import RingCorrupt
+from hmx.argo.ring import used_by
 from hmx.argo.wakeups import Outcome
 from hmx.errno import Errno
 
@@ -145,11 +146,13 @@ class DatagramSocket:
         consumer = ring.consumer
         consumed = False
         found: Datagram | None = None
+        rest = consumer.available()  # what comes meanwhile waits for the next look, so that a flood ends here
         try:
-            while found is None:
+            while found is None and rest > 0:
                 message = consumer.view()
                 if message is None:
                     break
+                rest -= used_by(len(message.first) + len(message.second))
                 source = Address(message.source_port, message.source_domid)
                 if message.message_type == MESSAGE_TYPE_DGRAM and self._peer in (None, source):
                     first, second = message.first[:limit], message.second

@@ -136,8 +136,6 @@ class StreamListener:
         meanwhile.
         """
         socket = self._sockets[core] = StreamConnection(self._driver, core)
-        own = await self._ring_for(core.peer.domid)
-        rings = [ring for ring in (own.ring if own else None, self._ring) if ring is not None]
 
         def forget() -> None:
             self._core.forget(core)
@@ -146,7 +144,12 @@ class StreamListener:
         async def release() -> None:
             await self._leave(core.peer.domid, own)
 
-        socket.attach(rings, forget, release)
+        socket.attach((), forget, None)
+        own = await self._ring_for(core.peer.domid)
+        if core.state is State.CLOSED:  # closed meanwhile, by the end of the driver
+            await release()
+            return
+        socket.attach([ring for ring in (own.ring if own else None, self._ring) if ring is not None], forget, release)
         if core.state is State.OPENING and self._core.state is State.LISTENING:
             core.step(Event.READY)
             await self._driver.controls.flush(core.peer)
@@ -165,9 +168,7 @@ class StreamListener:
             entry = self._peer_rings.get(domid)
             if entry is None:
                 try:
-                    ring = await self._driver.rings.bind(
-                        self.port, domid, self._ring_len, self, peer_only=True
-                    )
+                    ring = await self._driver.rings.bind(self.port, domid, self._ring_len, self, peer_only=True)
                 except OSError:
                     self.shared_fallbacks += 1
                     self._users += 1

@@ -78,9 +78,7 @@ class Rings:
         self._calls = calls
         self._randomness = randomness
         self._changed = changed
-        self._rings: dict[
-            tuple[int, int], DriverRing | None
-        ] = {}  # by (port, partner); None: being registered
+        self._rings: dict[tuple[int, int], DriverRing | None] = {}  # by (port, partner); None: being registered
         self.counters = RingCounters()
 
     def __iter__(self) -> Iterator[DriverRing]:

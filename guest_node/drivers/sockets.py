@@ -5,10 +5,11 @@ A thin front of `dgram`, `stream` and `listener` that knows the guest's driver.
 
 from __future__ import annotations
 
+from guest_node.drivers.connector import connect
 from guest_node.drivers.core import ArgoDriver
 from guest_node.drivers.dgram import DatagramSocket, datagram
 from guest_node.drivers.listener import StreamListener, listen
-from guest_node.drivers.stream import StreamConnection, connect
+from guest_node.drivers.stream import StreamConnection
 from guest_node.drivers.stream_fsm import DEFAULT_BACKLOG, DEFAULT_BUDGET
 from guest_node.drivers.stream_table import CONNECT_TIMEOUT, DEFAULT_RING_LEN
 from hmx.argo.abi import DOMID_ANY, Address
@@ -22,9 +23,7 @@ class ArgoSockets:
     def __init__(self, driver: ArgoDriver) -> None:
         self.driver = driver
 
-    async def datagram(
-        self, port: int = 0, *, partner: int = ANY, ring: int = DEFAULT_RING_LEN
-    ) -> DatagramSocket:
+    async def datagram(self, port: int = 0, *, partner: int = ANY, ring: int = DEFAULT_RING_LEN) -> DatagramSocket:
         """A datagram socket at `port` (0: automatic) that receives from domain `partner`.
 
         `ring`: data bytes of its ring.

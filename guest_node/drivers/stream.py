@@ -22,12 +22,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from guest_node.drivers.core import ArgoDriver
+from guest_node.drivers.framing import batch_limit, frame_limit
 from guest_node.drivers.hypercall import Backoff, error, whole
 from guest_node.drivers.rings import DriverRing
-from guest_node.drivers.stream_fsm import DEFAULT_BUDGET, Connection, Connector, Listener, connecting
+from guest_node.drivers.stream_fsm import Connection, Listener
 from guest_node.drivers.stream_table import (
-    CONNECT_TIMEOUT,
-    DEFAULT_RING_LEN,
     FRAME_LIMIT,
     HEADER,
     HEADER_SIZE,
@@ -38,25 +37,11 @@ from guest_node.drivers.stream_table import (
 )
 from hmx.argo.abi import Address, NotifyFlag
 from hmx.argo.calls import Buffer, Outgoing
-from hmx.argo.ring import used_by
 from hmx.argo.wakeups import Outcome
 from hmx.errno import Errno
 
 PROBE_ABOVE: Final = 2048  # bytes in one send from which on the peer's ring size is asked for
-SMALLEST_QUARTER: Final = 512  # of rings whose quarter is smaller, the whole is used
 _OPEN: Final = (State.CONNECTED, State.ACCEPTED)
-
-
-def frame_limit(max_message_size: int) -> int:
-    """Payload bytes of one data frame for a ring whose largest message is `max_message_size`.
-
-    32748 for the Linux driver's default ring and above; for smaller ones a quarter, so that sender and
-    receiver overlap; for tiny ones all there is.
-    """
-    if max_message_size >= DEFAULT_RING_LEN - 32:
-        return FRAME_LIMIT
-    quarter = (max_message_size + 16) // 4 // 16 * 16 - 16 - HEADER_SIZE
-    return quarter if quarter >= SMALLEST_QUARTER else min(max_message_size - HEADER_SIZE, FRAME_LIMIT)
 
 
 class StreamConnection:
@@ -249,9 +234,8 @@ class StreamConnection:
         answer = await self._driver.probe(self._core.peer)
         self._probed = True
         if answer.flags & NotifyFlag.EXISTS:  # else the send will say what is wrong
-            largest = answer.max_message_size
-            self._limit = frame_limit(largest)
-            self._largest_batch = max(1, (largest + 16) // used_by(HEADER_SIZE + self._limit))
+            self._limit = frame_limit(answer.max_message_size)
+            self._largest_batch = batch_limit(answer.max_message_size)
 
     async def _shrink(self) -> None:
         """A frame was too large for the peer's ring, which may be another than the one asked about."""
@@ -362,7 +346,7 @@ class StreamConnection:
         self,
         rings: Iterable[DriverRing],
         forget: Callable[[], None],
-        release: Callable[[], Awaitable[None]],
+        release: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """Say where this socket's frames arrive, and what is to be done (at once, then in time) when it
         closes.
@@ -432,47 +416,3 @@ class StreamConnection:
     def _expired(self) -> None:
         if self._core.state is State.CONNECTING:
             self._core.step(Event.TIMEOUT)
-
-
-class _ConnectorSink:
-    """What stands behind a connector's ring."""
-
-    def __init__(self, socket: StreamConnection, core: Connection) -> None:
-        self._socket = socket
-        self.receive = Connector(core).receive
-
-    def lost(self, ring: DriverRing) -> None:  # noqa: ARG002  (it has one ring)
-        self._socket.fail(Errno.EIO)
-
-    def broken(self, cause: BaseException) -> None:
-        self._socket.broken(cause)
-
-
-async def connect(
-    driver: ArgoDriver,
-    peer: Address,
-    *,
-    ring_len: int = DEFAULT_RING_LEN,
-    budget: int = DEFAULT_BUDGET,
-    timeout: float = CONNECT_TIMEOUT,
-) -> StreamConnection:
-    """Connect to `peer`, with a ring of `ring_len` data bytes for what it sends.
-
-    "Connected" means that the peer's program called accept.  Raises OSError: ECONNREFUSED (no such ring, or
-    refused), ETIMEDOUT after `timeout` seconds, or what the hypervisor answers.
-    """
-    port = driver.rings.auto_port()
-    core = connecting(port, peer, driver.randomness.getrandbits(32), budget=budget)
-    socket = StreamConnection(driver, core)
-    try:
-        ring = await driver.rings.bind(port, peer.domid, ring_len, _ConnectorSink(socket, core))
-
-        async def release() -> None:
-            await driver.rings.unbind(ring)
-
-        socket.attach((ring,), lambda: None, release)
-        await socket.open(timeout)
-    except BaseException:
-        await socket.close()
-        raise
-    return socket

@@ -310,9 +310,7 @@ class Listener:
         for who in self.pending:
             del self.pending[who]
             peer = Address(who.port, who.domid)
-            connection = Connection(
-                Machine.ACCEPTED, State.OPENING, self.port, peer, who.conid, self.sink, self.budget
-            )
+            connection = Connection(Machine.ACCEPTED, State.OPENING, self.port, peer, who.conid, self.sink, self.budget)
             self.connections[who] = connection
             return connection
         return None
@@ -345,11 +343,7 @@ class Connector:
     def receive(self, source_port: int, source_domid: int, message_type: int, payload: memoryview) -> bool:
         """One message from the connector's ring.  False: leave it there."""
         connection = self.connection
-        if (
-            message_type != MESSAGE_TYPE_STREAM
-            or len(payload) < HEADER_SIZE
-            or connection.state is State.CLOSED
-        ):
+        if message_type != MESSAGE_TYPE_STREAM or len(payload) < HEADER_SIZE or connection.state is State.CLOSED:
             return True
         flags, conid = HEADER.unpack_from(payload)
         peer = connection.peer

@@ -80,8 +80,6 @@ RING_HEADER: Final = Struct("<II56x")  # rx_ptr, tx_ptr, reserved
 RING_DATA: Final = Struct("<II")  # nent, pad; entries follow at +8
 # ring aport, domain_id, pad; flags, pad, space_required, max_message_size
 RING_DATA_ENT: Final = Struct("<IHHHHII")
-# the two fields of an entry that notify writes: flags, max_message_size
-RING_DATA_ANSWER: Final = Struct("<8xHxxxxxxI")
 # len (these 16 bytes included), source aport, domain_id, pad; message_type
 MESSAGE_HEADER: Final = Struct("<IIHHI")
 GFN: Final = Struct("<Q")
@@ -94,19 +92,3 @@ ENT_MAX_MESSAGE_SIZE: Final = 16
 #: iov arrays of 0 to 8 elements, unpacked in one call: (va, len, pad) repeated.
 IOV_ARRAYS: Final[tuple[Struct, ...]] = tuple(Struct("<" + "QII" * n) for n in range(MAX_IOVS + 1))
 IOV_COMPAT_ARRAYS: Final[tuple[Struct, ...]] = tuple(Struct("<" + "III" * n) for n in range(MAX_IOVS + 1))
-
-
-class MessageHeader(NamedTuple):
-    """The 16 bytes before each message in a ring."""
-
-    len: int
-    source_port: int
-    source_domid: int
-    pad: int
-    message_type: int
-
-
-def int32(value: int) -> int:
-    """A hypercall's result register as the guest must read it: the low 32 bits, signed."""
-    value &= U32_MAX
-    return value - 0x1_0000_0000 if value & 0x8000_0000 else value

@@ -103,8 +103,3 @@ def refusal(op: str, rule: str) -> int:
     if errno is None:
         raise LookupError(f"{op}: {rule}: another table holds the answer")
     return -errno
-
-
-def refusals(op: str) -> tuple[Refusal, ...]:
-    """All rows that a call of `op` can meet, in order of precedence."""
-    return tuple(row for row in REFUSALS if row.op in ("any", op))

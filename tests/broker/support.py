@@ -1,4 +1,6 @@
-"""What the broker's tests share: a sink that records, and peers of a core that speak in real frames, without sockets."""
+"""What the broker's tests share: a sink that records, and peers of a core that speak in real frames, without
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +94,12 @@ class Peer:
         self.lab.core.flush()
         return self.lab.sink.take(self.routing_id)
 
+    def raw_records(self) -> list[list[Any]]:
+        """The records that the core had for this peer, taken without its session: for peers that speak raw
+        frames.
+        """
+        return [record for frame in self.frames() for record in frame.records]
+
     def heard(self, acknowledge: bool = True) -> list[list[Any]]:
         """The records that the core had for this peer, acknowledged at once unless told otherwise."""
         return [record for _, record, _ in self.received(acknowledge)]
@@ -117,9 +125,7 @@ class CoreLab:
         self.sink = RecordingSink()
         self.now_ns = 10**9
         minted = itertools.count(1)
-        self.core = RouterCore(
-            token=TOKEN, epoch=epoch, sink=self.sink, mint=lambda: next(minted).to_bytes(16, "big")
-        )
+        self.core = RouterCore(token=TOKEN, epoch=epoch, sink=self.sink, mint=lambda: next(minted).to_bytes(16, "big"))
         self.core.on_tick(self.now_ns)
 
     def peer(self) -> Peer:

@@ -42,7 +42,9 @@ def test_hostile_bodies_are_refused(body: bytes) -> None:
 
 
 def test_array_claims_do_not_cost_memory() -> None:
-    """The decoder allocates an array when it reads its length: nested claims must stay below 4 MiB for a full body."""
+    """The decoder allocates an array when it reads its length: nested claims must stay below 4 MiB for a
+    full body.
+    """
     body = b"\xdc\x01\x00" * 21845
     tracemalloc.start()
     try:
@@ -65,8 +67,8 @@ def test_any_bytes_end_in_a_list_or_a_codec_error(body: bytes) -> None:
 
 
 SCALARS = (
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False) | st.text(max_size=9)
-    | st.binary(max_size=9)
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False)
+    | st.text(max_size=9) | st.binary(max_size=9)
 )  # fmt: skip
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4), max_leaves=8)
 
@@ -77,6 +79,7 @@ def test_round_trip(value: list[object]) -> None:
     assert codec.unpack_array(codec.pack(value)) == value
     header = codec.array_header(len(value))
     assert header + b"".join(codec.pack(item) for item in value) == codec.pack(value)
+    assert header + codec.pack_items(value) == codec.pack(value)
 
 
 @pytest.mark.parametrize("count", [0, 15, 16, 255, 256])

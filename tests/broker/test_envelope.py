@@ -12,9 +12,10 @@ from broker import codec, envelope
 from broker.envelope import Envelope, EnvelopeKind, Use
 from broker.fields import RecordError
 
-LAYOUT = (
-    "ver kind cookie origin_epoch origin_seq src_path dst hops_left label op port_src port_dst msg_type offset length ret"
-).split()
+LAYOUT = [
+    "ver", "kind", "cookie", "origin_epoch", "origin_seq", "src_path", "dst", "hops_left", "label", "op", "port_src",
+    "port_dst", "msg_type", "offset", "length", "ret",
+]  # fmt: skip
 GOOD: dict[str, Any] = {
     "ver": 1, "kind": 1, "cookie": 2, "origin_epoch": 3, "origin_seq": 4, "src_path": ["hv0", 5], "dst": ["hv1", 6],
     "hops_left": 7, "label": "client_t", "op": 8, "port_src": 9, "port_dst": 10, "msg_type": 11, "offset": 12,
@@ -45,7 +46,9 @@ def test_layout_is_the_contract() -> None:
 
 
 def test_kinds_and_their_credit() -> None:
-    """Kinds in the contract's order; what is answered reserves room for its answer, and the answer uses that."""
+    """Kinds in the contract's order; what is answered reserves room for its answer, and the answer uses
+    that.
+    """
     assert [(kind.name, int(kind)) for kind in EnvelopeKind] == [
         ("SEND", 1), ("RESULT", 2), ("QUERY", 3), ("WAKE", 4), ("INTERRUPT", 5), ("ENDPOINT_DIED", 6), ("CANCEL", 7),
     ]  # fmt: skip
@@ -58,9 +61,9 @@ def test_integer_fields(name: str, low: int, high: int) -> None:
     """Both ends of each range are allowed; the next value, a boolean, text and nil are not."""
     for value in (low, high):
         assert getattr(envelope.validate(values(**{name: value})), name) == value
-    for value in (low - 1, high + 1, True, "1", None, 1.0, b"1"):
+    for wrong in (low - 1, high + 1, True, "1", None, 1.0, b"1"):
         with pytest.raises(RecordError) as caught:
-            envelope.validate(values(**{name: value}))
+            envelope.validate(values(**{name: wrong}))
         assert (caught.value.record, caught.value.field) == ("envelope", name)
 
 
@@ -113,6 +116,7 @@ def test_junk_fields_raise_nothing_but_record_errors(junk: list[Any], where: set
     """Hostile fields are normal."""
     mixed = [junk[i] if i in where else item for i, item in enumerate(values())]
     try:
-        envelope.validate(mixed)
-    except RecordError as error:
-        assert error.field in LAYOUT
+        checked = envelope.validate(mixed)
+    except RecordError:
+        return
+    assert checked.ver == 1

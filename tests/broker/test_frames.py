@@ -37,7 +37,7 @@ def golden(offset: int = 0, value: bytes = b"") -> list[bytes]:
 
 def test_golden_bytes() -> None:
     """Header layout of the wire contract, field by field, little-endian."""
-    records = [["ready"], ["heartbeat", 7]]
+    records: list[list[Any]] = [["ready"], ["heartbeat", 7]]
     made = frames.pack_frame(
         FrameKind.RECORDS, Lane.EVENT, 0x0102030405060708, 0x11223344, 0x55667788, records, b"bulk"
     )
@@ -102,7 +102,9 @@ FAULTS = [
 
 @pytest.mark.parametrize(("reason", "parts"), FAULTS, ids=[f"{i}-{row[0].name}" for i, row in enumerate(FAULTS)])
 def test_every_fault_has_its_reason(reason: Reason, parts: list[bytes]) -> None:
-    """A frame that is not well formed is refused with the rule that it broke, the value and what was expected."""
+    """A frame that is not well formed is refused with the rule that it broke, the value and what was
+    expected.
+    """
     with pytest.raises(FrameError) as caught:
         parse_frame(parts)
     assert caught.value.reason is reason

@@ -108,22 +108,23 @@ def test_a_peer_without_credit_is_refused() -> None:
 
 
 def test_when_to_acknowledge() -> None:
-    """A bare acknowledgement is due after `ack_after` records, results included; any frame that left resets it."""
+    """A bare acknowledgement is due after `ack_after` records, results included; any frame that left resets
+    it.
+    """
     lane = LaneState(SMALL)
     lane.reserve(Use.REQUEST)
     lane.received([Use.ORDINARY, Use.RESULT])
-    assert not lane.ack_due
+    due = lane.ack_due
+    assert not due
     lane.received([Use.ORDINARY])
-    assert lane.ack_due
-    assert lane.reported() == 3
-    assert not lane.ack_due
+    assert (lane.ack_due, lane.reported(), lane.ack_due) == (True, 3, False)
 
 
 class TwoEnds(RuleBasedStateMachine):
     """Two ends of a lane and the ordered channels between them, driven at random.
 
-    Conserved at every step, for each direction: window = credit + ordinary records under way + those consumed whose
-    acknowledgement is under way or owed; and every reservation is in exactly one place.
+    Conserved at every step, for each direction: window = credit + ordinary records under way + those
+    consumed whose acknowledgement is under way or owed; and every reservation is in exactly one place.
     """
 
     def __init__(self) -> None:
@@ -180,7 +181,9 @@ class TwoEnds(RuleBasedStateMachine):
 
     @invariant()
     def reservations_are_conserved(self) -> None:
-        """A request's reservation waits in a queue, a channel, at the far end, or with its result on the way back."""
+        """A request's reservation waits in a queue, a channel, at the far end, or with its result on the way
+        back.
+        """
         for side in (0, 1):
             requests = sum(use is Use.REQUEST for use in self.queues[side])
             requests += sum(use is Use.REQUEST for _, _, batch in self.channels[side] for use in batch)

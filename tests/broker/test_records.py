@@ -1,4 +1,6 @@
-"""The control vocabulary: every record's fields, directions, lanes, senders and fate, and errors that name the culprit."""
+"""The control vocabulary: every record's fields, directions, lanes, senders and fate, and errors that name
+the culprit.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     U64: ([0, (1 << 64) - 1], [-1, True, "1"]),
     I32: ([-(1 << 31), (1 << 31) - 1], [-(1 << 31) - 1, 1 << 31, True]),
     "kind": (["hypervisor", "guest", "agent"], ["broker", "", "guests", b"guest", 1, None]),
-    "name": (["a", "Z9", "0", "a.b_c-d", "x" * 128], ["", "x" * 129, "-a", ".a", "_a", "a b", "a/b", "é", "a\n", 1, b"a"]),
+    "name": (
+        ["a", "Z9", "0", "a.b_c-d", "x" * 128],
+        ["", "x" * 129, "-a", ".a", "_a", "a b", "a/b", "é", "a\n", 1, b"a"],
+    ),
     "secret": ([b"x", b"x" * 64], [b"", b"x" * 65, "x", None]),
     "text": (["", "x" * 16384, "é\n"], ["x" * 16385, b"", 1, None]),
     "code": (["x", "x" * 128, "WRONG TOKEN"], ["", "x" * 129, b"x", 1]),
@@ -63,7 +68,9 @@ def good(types: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize("row", VOCABULARY, ids=lambda row: f"{row[0].name}-{row[1]}")
 def test_row(row: tuple[Direction, str, list[str], bool, list[Lane], tuple[str, ...], bool, Rejoin]) -> None:
-    """Each record against a second table: what is right passes, each field wrong in turn is named in the error."""
+    """Each record against a second table: what is right passes, each field wrong in turn is named in the
+    error.
+    """
     direction, name, types, more, lanes, senders, payload, rejoin = row
     for lane in (CONTROL, EVENT):
         if lane not in lanes:
@@ -102,8 +109,11 @@ def test_row(row: tuple[Direction, str, list[str], bool, list[Lane], tuple[str, 
 def test_no_other_records_exist() -> None:
     """The second table is complete, and neither direction knows the other's records."""
     assert [(row.direction, row.name) for row in records.VOCABULARY] == [(row[0], row[1]) for row in VOCABULARY]
-    for direction, record in [(UP, ["welcome", 1, "a"]), (DOWN, ["ready"]), (UP, ["nonsense"]), (UP, [7]), (UP, [])]:
-        with pytest.raises(RecordError, match="record.name"):
+    strange: list[tuple[Direction, list[Any]]] = [
+        (UP, ["welcome", 1, "a"]), (DOWN, ["ready"]), (UP, ["nonsense"]), (UP, [7]), (UP, []),
+    ]  # fmt: skip
+    for direction, record in strange:
+        with pytest.raises(RecordError, match=r"record\.name"):
             encode(direction, CONTROL, record)
 
 
@@ -125,7 +135,9 @@ def test_the_error_reads_well() -> None:
 
 
 def test_payload_travels_beside_the_record() -> None:
-    """A record with bulk bytes ends with (offset, length) on the wire and without them in a receiver's hands."""
+    """A record with bulk bytes ends with (offset, length) on the wire and without them in a receiver's
+    hands.
+    """
     packed = [encode(UP, CONTROL, ["tell", "a", ["x"]], data).packed for data in (b"", b"abc", b"defg")]
     frame = frames.parse_frame(frames.assemble(CONTROL, 1, 0, 0, packed))
     assert frame.records == [["tell", "a", ["x"]], ["tell", "a", ["x"], 0, 3], ["tell", "a", ["x"], 3, 4]]
@@ -163,7 +175,7 @@ def test_references_cover_the_payload_once(payload: bytes, references: list[tupl
 
 def test_one_bad_record_does_not_spoil_the_others() -> None:
     """Errors come beside the records that are right, in order."""
-    mixed = [["ready"], ["tell", 5, ["x"]], ["nonsense"], ["exit", 0, "done"]]
+    mixed: list[list[Any]] = [["ready"], ["tell", 5, ["x"]], ["nonsense"], ["exit", 0, "done"]]
     frame = frames.parse_frame(frames.pack_frame(FrameKind.RECORDS, CONTROL, 1, 0, 0, mixed))
     taken, bad = decode_frame(UP, frame)
     assert [item.record[0] for item in taken] == ["ready", "exit"]
@@ -187,11 +199,13 @@ def test_envelopes_have_the_request_lane_for_themselves() -> None:
 
 
 def test_sizes_are_bounded_at_the_sender() -> None:
-    """A record must fit a frame's body, its payload the lane, its items an array: said before anything is sent."""
+    """A record must fit a frame's body, its payload the lane, its items an array: said before anything is
+    sent.
+    """
     encode(UP, EVENT, ["event", "x", *["y" * 16000] * 4])
     encode(UP, CONTROL, ["event", "x", *[0] * 250])
     encode(UP, CONTROL, ["tell", "a", ["x"]], bytes(1 << 20))
-    for lane, record, payload, field in [
+    wrong: list[tuple[Lane, list[Any], bytes, str]] = [
         (EVENT, ["event", "x", *["y" * 16400] * 4], b"", "size"),
         (CONTROL, ["event", "x", *[0] * 255], b"", "length"),
         (CONTROL, ["tell", "a", ["x"]], bytes((1 << 20) + 1), "payload"),
@@ -199,7 +213,8 @@ def test_sizes_are_bounded_at_the_sender() -> None:
         (CONTROL, ["event", "x", 1 << 64], b"", "fields"),
         (CONTROL, ["event", "x", {}], b"", "fields"),
         (CONTROL, ["event", "\ud800"], b"", "record"),
-    ]:
+    ]
+    for lane, record, payload, field in wrong:
         with pytest.raises(RecordError) as caught:
             encode(UP, lane, record, payload)
         assert caught.value.field == field

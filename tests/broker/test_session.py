@@ -1,4 +1,6 @@
-"""A session's queues and frames: coalescing without a timer, credit, back-pressure, acknowledgement, succession."""
+"""A session's queues and frames: coalescing without a timer, credit, back-pressure, acknowledgement,
+succession.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ def test_control_records_leave_after_the_others() -> None:
 
 
 def test_control_is_acknowledged_at_once_and_others_by_the_64() -> None:
-    """A bare acknowledgement only when nothing of that lane goes back anyway, and on busy lanes only now and then."""
+    """A bare acknowledgement only when nothing of that lane goes back anyway, and on busy lanes only now and
+    then.
+    """
     a, b, wire = node(), broker(), Wire()
     offer(a, ["ready"])
     move(a, b)
@@ -224,15 +228,20 @@ BAD_FRAMES = [
 def test_frames_out_of_order_are_violations(changes: dict[str, int], code: Refusal) -> None:
     """Epoch, sequence and acknowledgement of every frame are checked; a replay leaves the session as it was."""
     b = broker()
-    first = {"epoch": 1, "seq": 0, "ack": 0}
-    b.accept(frames.parse_frame(frames.pack_frame(FrameKind.RECORDS, CONTROL, records=[["ready"]], **first)))
-    good = {"epoch": 1, "seq": 1, "ack": 0}
-    bad = frames.pack_frame(FrameKind.RECORDS, CONTROL, records=[["ready"]], **{**good, **changes})
+
+    def frame(**fields: int) -> Frame:
+        numbers = {"epoch": 1, "seq": 1, "ack": 0, **fields}
+        parts = frames.pack_frame(
+            FrameKind.RECORDS, CONTROL, numbers["epoch"], numbers["seq"], numbers["ack"], [["ready"]]
+        )
+        return frames.parse_frame(parts)
+
+    b.accept(frame(seq=0))
     with pytest.raises(Violation) as caught:
-        b.accept(frames.parse_frame(bad))
+        b.accept(frame(**changes))
     assert caught.value.code is code
     if code is Refusal.REPLAYED:
-        b.accept(frames.parse_frame(frames.pack_frame(FrameKind.RECORDS, CONTROL, records=[["ready"]], **good)))
+        b.accept(frame())
 
 
 def test_a_bad_envelope_ends_the_session() -> None:
@@ -261,23 +270,24 @@ def test_a_flood_beyond_credit_is_an_overrun() -> None:
 def test_settled_means_acknowledged() -> None:
     """Nothing queued, refused by the transport, or unacknowledged on the control lane."""
     a, b, wire = node(), broker(), Wire()
-    assert a.settled
+    history = [a.settled]
     offer(a, ["ready"])
-    assert not a.settled
-    wire.answer = SendResult.AGAIN
-    a.flush(wire)
-    assert not a.settled
-    wire.answer = SendResult.SENT
-    a.flush(wire)
-    assert not a.settled
+    history.append(a.settled)
+    for answer in (SendResult.AGAIN, SendResult.SENT):
+        wire.answer = answer
+        a.flush(wire)
+        history.append(a.settled)
     for frame in wire.take():
         b.accept(frame)
     move(b, a)
-    assert a.settled
+    history.append(a.settled)
+    assert history == [True, False, False, False, True]
 
 
 def test_the_successor_repeats_what_was_not_acknowledged() -> None:
-    """Control records in order, declarations first; heartbeats, requests and events under way are not repeated."""
+    """Control records in order, declarations first; heartbeats, requests and events under way are not
+    repeated.
+    """
     a, b, wire = node(), broker(), Wire()
     offer(a, ["event", "acknowledged"])
     move(a, b)

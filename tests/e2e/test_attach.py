@@ -1,10 +1,11 @@
-"""The attach socket of a running hypervisor: who is let in, what is refused, and what it says (project attach handshake)."""
+"""The attach socket of a running hypervisor: who is let in, what is refused, what it says (project handshake)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,8 @@ guests:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def lab() -> Iterator[Path]:
     """A running lab; yields the directory of its sockets."""
-    import tempfile
-
     directory = Path(tempfile.mkdtemp(prefix="av-"))
     (directory / "lab.yaml").write_text(LAB)
     code, up, errors = argosy(directory, "up", "-d", str(directory / "lab.yaml"), "--format", "json")

@@ -22,7 +22,8 @@ TOPOLOGY = """
 name: stalling
 hypervisors: {{hv0: {{personality: xen, argo: {{mac-permissive: true}}}}}}
 guests:
-  receiver: {{on: hv0, memory: 16MiB, program: "stalling:receive", with: {{bytes: {bytes}, ring: {ring}, stall: {stall}}}}}
+  receiver: {{on: hv0, memory: 16MiB, program: "stalling:receive",
+             with: {{bytes: {bytes}, ring: {ring}, stall: {stall}}}}}
   sender: {{on: hv0, memory: 16MiB, program: "stalling:send",
            with: {{to: receiver, bytes: {bytes}, ring: {ring}, stall: {stall}}}}}
 {more}
@@ -42,7 +43,9 @@ def argosy(directory: Path, *arguments: str, timeout: float = 60) -> tuple[int, 
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
-def transfer(directory: Path, size: int, *options: str, stall: float = 0.02, ring: int = 65536, within: int = 60, more: str = "") -> dict[str, Any]:
+def transfer(
+    directory: Path, size: int, *options: str, stall: float = 0.02, ring: int = 65536, within: int = 60, more: str = ""
+) -> dict[str, Any]:
     """Send `size` bytes; the outcome, which must be a success with equal hashes."""
     for program in PROGRAMS.glob("*.py"):
         shutil.copy(program, directory)

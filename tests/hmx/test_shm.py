@@ -23,13 +23,18 @@ def test_words_are_little_endian_and_aligned() -> None:
 
 def test_one_c_call_each() -> None:
     """The accessors are C functions: no Python frame stands between the two halves of an access."""
-    assert shm.load32 is shm.load64 is operator.getitem
-    assert shm.store32 is shm.store64 is operator.setitem
+    accessors: list[object] = [shm.load32, shm.load64, shm.store32, shm.store64]
+    assert accessors == [operator.getitem, operator.getitem, operator.setitem, operator.setitem]
 
 
 def test_fence_releases() -> None:
     """A fence can be passed again and again, by several threads."""
-    threads = [threading.Thread(target=lambda: [shm.fence() for _ in range(1000)]) for _ in range(3)]
+
+    def pass_often() -> None:
+        for _ in range(1000):
+            shm.fence()
+
+    threads = [threading.Thread(target=pass_often) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -67,14 +67,13 @@ def test_area_is_ten_pages() -> None:
     assert number(named("area", "total")["size"]) == vcpu_area.AREA_SIZE
 
 
-def submitted_bytes(**fields: int) -> bytes:
+def submitted_bytes(kind: int = 1, regs: tuple[int, ...] = (), seq: int = 0, **fields: int) -> bytes:
     """One frame as a guest writes it."""
     area = bytearray(vcpu_area.AREA_SIZE)
     HypervisorSide(memoryview(area))
     guest = GuestSide(memoryview(area))
-    guest.seq = fields.pop("seq", 0)
-    regs = tuple(fields.pop("regs", ()))  # type: ignore[arg-type]
-    guest.submit(fields.pop("kind", 1), regs, **fields)
+    guest.seq = seq
+    guest.submit(kind, regs, **fields)
     return bytes(area[vcpu_area.SQ_OFFSET : vcpu_area.SQ_OFFSET + trap.FRAME_SIZE])
 
 
@@ -95,7 +94,7 @@ def test_frame_field_stands_where_the_layout_puts_it(name: str) -> None:
 def test_registers_and_their_count(slot: int) -> None:
     """Register slots start at the golden offset; nregs counts those carried."""
     regs = (*(0,) * slot, 0xDEAD_BEEF_0123_4567)
-    raw = submitted_bytes(kind=0, regs=regs)  # type: ignore[arg-type]
+    raw = submitted_bytes(kind=0, regs=regs)
     base = number(named("frame", "regs")["offset"])
     assert raw[base + 8 * slot :][:8] == (0xDEAD_BEEF_0123_4567).to_bytes(8, "little")
     assert raw[number(named("frame", "nregs")["offset"])] == slot + 1
@@ -149,7 +148,7 @@ def test_decoding_is_the_inverse_of_encoding() -> None:
     """A frame and a completion read back as they were written."""
     raw = submitted_bytes(
         seq=7, kind=Kind.WRMSR, flags=1, privilege=3, size=4, imm=9, address=1, context=2, regs=(5, 6)
-    )  # type: ignore[arg-type]
+    )
     assert trap.unpack_frame(memoryview(raw), 0) == Frame(7, Kind.WRMSR, 1, 3, 4, 9, 2, 0, 0, 1, 2, (5, 6))
     area = bytearray(vcpu_area.AREA_SIZE)
     HypervisorSide(memoryview(area)).complete(7, Outcome.FAULT, (1, 2), 13, 4, 5)

@@ -86,7 +86,7 @@ def test_a_good_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_each_difference_is_seen(
     field: str, value: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Result, signals, a byte missing, a byte too many, in any domain: one mismatch, named; what follows is judged anew."""
+    """Result, signals, a byte missing or too many, in any domain: one mismatch; what follows is judged anew."""
     events = trace()
     events[SEND_INDEX][field] = value
     path = write(tmp_path / "t.jsonl", events)

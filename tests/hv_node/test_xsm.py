@@ -50,7 +50,7 @@ def test_dummy_grants_everything_and_says_so() -> None:
 def test_by_name() -> None:
     """As the `xsm=` option and the topology name them."""
     assert [xsm_by_name(name).name for name in ("dummy", "silo")] == ["dummy", "silo"]
-    with pytest.raises(ValueError, match="'flask'.*dummy, silo"):
+    with pytest.raises(ValueError, match=r"'flask'.*dummy, silo"):
         xsm_by_name("flask")
 
 

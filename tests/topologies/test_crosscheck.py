@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import pytest
 
+from guest_node import programs
 from topologies.crosscheck import crosscheck, references
 from topologies.marks import Node
 from topologies.merge import resolve
@@ -74,16 +78,25 @@ def test_names_of_the_fabric_are_taken(name: str) -> None:
         assert messages == [f"'{name}' is the name of the lab's {name}"]
 
 
-@pytest.mark.parametrize("program", ["ping-pong", "file-send"])
-def test_a_built_in_programs_peer_must_be_in_reach(program: str) -> None:
+PEERS = (
+    ("echo", "from: @"),
+    ("ping-pong", "to: @"),
+    ("file-send", "file: x, to: @"),
+    ("file-receive", "from: @"),
+)
+
+
+@pytest.mark.parametrize(("program", "arguments"), PEERS)
+def test_a_built_in_programs_peer_must_be_in_reach(program: str, arguments: str) -> None:
     """Argo reaches the domains of one's own hypervisor; links to others come later."""
     text = f"""
 hypervisors: {{hv0: , hv1: }}
 guests:
-  a: {{on: hv0, program: "builtin:{program}", with: {{to: @}}}}
-  b: {{on: hv0, program: "m:f", with: {{to: nobody}}}}
+  a: {{on: hv0, program: "builtin:{program}", with: {{{arguments}}}}}
+  b: {{on: hv0, program: "m:f", with: {{to: nobody, from: nobody}}}}
   c: {{on: hv1, program: "m:f"}}
 """
+    assert list(crosscheck(tree(text.replace("@", "7")))) == []  # a domain id
     for to, message in (
         ("b", None),
         ("c", "'c' is out of reach, on another hypervisor"),
@@ -95,14 +108,44 @@ guests:
         assert all(one.valid == ("b",) for one in found)
 
 
-@pytest.mark.parametrize(
-    "program",
-    ["builtin:echo", "builtin:ping-pong", "builtin:file-send", "builtin:file-receive", "m:f", "a.b_1.c:main"],
+# The built-in programs, the arguments they need, and all they know.
+PROGRAMS = (
+    ("echo", "", "port kind sessions ring from"),
+    ("ping-pong", "to", "to port kind count size ring within"),
+    ("file-send", "to file", "to file port ring within chunk"),
+    ("file-receive", "", "port output ring from"),
 )
+
+
+@pytest.mark.parametrize(("program", "required", "known"), PROGRAMS)
+def test_the_built_in_programs(program: str, required: str, known: str) -> None:
+    """issue 2, part 6: echo, ping-pong, file-send, file-receive; unknown and missing arguments are named."""
+    text = f"hypervisors: {{hv0: }}\nguests: {{a: {{on: hv0, program: 'builtin:{program}', with: {{@}}}}}}"
+
+    def found(arguments: str) -> list[tuple[str, tuple[str, ...]]]:
+        return [(one.message, one.valid) for _, one in crosscheck(tree(text.replace("@", arguments)))]
+
+    needed = [f"{argument}: 1" for argument in required.split()]
+    assert found(", ".join(f"{argument}: 1" for argument in known.split())) == []
+    assert found(", ".join(needed)) == []
+    unknown = (f"builtin:{program} has no argument 'zz'", tuple(known.split()))
+    assert found(", ".join([*needed, "zz: 1"])) == [unknown]
+    missing = [(f"builtin:{program} needs the argument '{argument}'", ()) for argument in required.split()]
+    assert found("") == missing
+
+
+def test_what_is_known_of_the_built_in_programs_is_true() -> None:
+    """The programs are in guest_node: same names, and `with: {...}` in each docstring lists the arguments."""
+    assert [builtin.name for builtin in programs.BUILTINS] == [program for program, _, _ in PROGRAMS]
+    for builtin, (_, _, known) in zip(programs.BUILTINS, PROGRAMS, strict=True):
+        module = importlib.import_module(builtin.target.partition(":")[0])
+        line = next(line for line in (module.__doc__ or "").splitlines() if line.startswith("with: {"))
+        assert re.findall(r"([a-z]+): ", line.removeprefix("with: ")) == known.split()
+
+
+@pytest.mark.parametrize("program", ["builtin:echo", "builtin:file-receive", "m:f", "a.b_1.c:main"])
 def test_programs_that_may_be_named(program: str) -> None:
-    """issue 2, part 6: built in are echo, ping-pong, file-send, file-receive; a user's own is
-    module:function.
-    """
+    """issue 2, part 6: a user's own program is module:function."""
     text = f"hypervisors: {{hv0: }}\nguests: {{app: {{on: hv0, program: '{program}'}}}}"
     assert list(crosscheck(tree(text))) == []
 

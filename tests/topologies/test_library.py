@@ -56,7 +56,7 @@ def test_the_quickstart_is_what_the_readme_says() -> None:
     assert sender.with_["to"] == "receiver"
     tar = (LIBRARY / sender.with_["file"]).resolve()
     assert tar == LIBRARY.parents[1] / "build" / "quickstart.tar"
-    assert sender.with_["ring"] == receiver.with_["ring"] == 64 * 1024
+    assert sender.with_["ring"] == receiver.with_["ring"] == "64KiB"
     assert {(check.guest, check.expect.exit, check.within) for check in topology.checks} == {
         ("sender", 0, 20 * 10**9),
         ("receiver", 0, 20 * 10**9),

@@ -25,7 +25,7 @@ hypervisors:
   hv0: {xsm: silo, argo: {mac-permissive: true, linger: 500ms}}
   hv1: {argo: {enabled: false}}
 guests:
-  c: {on: hv0, program: "builtin:file-send", with: {to: a, file: x.tar, n: [1, null, {k: 2.5}]}, vcpus: 2}
+  c: {on: hv0, program: "own:send", with: {to: a, n: [1, null, {k: 2.5}]}, vcpus: 2}
   a: {on: hv0, program: builtin:file-receive, memory: 8MiB}
   b: {on: hv1, program: mine:main, door: hypercall, notification: virq}
 checks:
@@ -57,9 +57,7 @@ def test_domain_ids_follow_the_order_of_the_file_on_each_hypervisor() -> None:
 def test_every_process_is_told_what_it_needs() -> None:
     """One configuration each for broker, hypervisors and guests."""
     made = planned()
-    assert made.broker == BrokerConfig(
-        "lab", "ipc:///run/s/0a1b2c3d/broker", TOKEN, 3, "/run/lab/nodes/broker"
-    )
+    assert made.broker == BrokerConfig("lab", "ipc:///run/s/0a1b2c3d/broker", TOKEN, 3, "/run/lab/nodes/broker")
     assert made.hypervisors[0] == HypervisorConfig(
         lab="lab",
         name="hv0",
@@ -92,8 +90,8 @@ def test_every_process_is_told_what_it_needs() -> None:
         arch="x86_64",
         door="auto",
         notification="auto",
-        program="builtin:file-send",
-        arguments={"to": "a", "file": "x.tar", "n": [1, None, {"k": 2.5}]},
+        program="own:send",
+        arguments={"to": "a", "n": [1, None, {"k": 2.5}]},
         peers={"a": 2},
         seed=node_seed(7, "c"),
         base_dir="/labs",
@@ -129,9 +127,7 @@ def test_seeds() -> None:
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**48 for seed in seeds)
     assert planned(seed=8).guests[0].seed != seeds[2]
-    fewer = plan(
-        loads("name: x\nhypervisors: {hv0: }\nguests: {c: {on: hv0, program: 'm:f'}}\n"), PLACES, seed=7
-    )
+    fewer = plan(loads("name: x\nhypervisors: {hv0: }\nguests: {c: {on: hv0, program: 'm:f'}}\n"), PLACES, seed=7)
     assert fewer.guests[0].seed == seeds[2]
     assert node_seed(0, "a") == 173670324156655
 

@@ -151,7 +151,7 @@ guests:
   a: {on: hv0, program: builtin:echo, door: auto, notification: auto, restart: never}
   b: {on: hv0, program: lib.prog:main, door: hypercall, notification: virq, vcpus: 32, memory: 64GiB}
   c:
-    {on: hv0, program: builtin:echo, vcpus: 0x1, memory: 1048576,
+    {on: hv0, program: mine:main, vcpus: 0x1, memory: 1048576,
      with: {deep: [1, {x: null}], on: off, t: 1:30}}
 checks:
   - {name: ended, guest: a, expect: {exit: 0}, within: 20s}
@@ -192,8 +192,8 @@ def test_the_json_schema_never_refuses_what_validate_accepts() -> None:
 
 # Cases of the corpus whose only errors are references, rules between keys, or numbers deep in arguments.
 BEYOND_A_SCHEMA = """
-check-twice check-unknown-guest empty-sections empty-topology kind-and-group-unknown kind-in-defaults
-name-of-sockets
+argument-unknown check-twice check-unknown-guest empty-sections empty-topology kind-and-group-unknown
+kind-in-defaults name-of-sockets
 name-reserved name-twice-across-sections no-hypervisors node-empty on-in-defaults on-missing on-names-a-guest
 on-unknown-hypervisor peer-out-of-reach peer-unknown program-in-kinds program-missing program-unknown-builtin
 with-unfit-numbers with-unfit-numbers-inherited

@@ -225,9 +225,7 @@ def test_aliases_cannot_blow_up() -> None:
 def test_the_number_of_values_is_limited_exactly() -> None:
     """MAX_NODES values load, one more does not."""
     assert len(value("[" + "x," * (MAX_NODES - 1) + "]")) == MAX_NODES - 1
-    assert [row[3] for row in errors("[" + "x," * MAX_NODES + "]")] == [
-        f"more than {MAX_NODES} values in one file"
-    ]
+    assert [row[3] for row in errors("[" + "x," * MAX_NODES + "]")] == [f"more than {MAX_NODES} values in one file"]
 
 
 def test_numbers_cannot_be_endless() -> None:
@@ -260,9 +258,7 @@ def test_reading_files(tmp_path: Path) -> None:
     assert node.mark == Mark(str(path), 1, 1)
 
 
-def test_files_that_cannot_be_read_are_named_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps a file from being read is said in words, with the position where there is one."""
 
     def failing(name: str, data: bytes | None = None) -> str:
@@ -279,10 +275,7 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(
     assert failing("latin.yaml", b"name: lab\n# caf\xe9\n") == "latin.yaml:2:6: byte 0xe9 is not UTF-8"
     assert failing("wide.yaml", "name: lab".encode("utf-16")) == "wide.yaml: this is UTF-16 or UTF-32 text"
     assert failing("wider.yaml", "name: lab".encode("utf-32")) == "wider.yaml: this is UTF-16 or UTF-32 text"
-    assert (
-        failing("huge.yaml", b"#" * (MAX_BYTES + 1))
-        == "huge.yaml: larger than 1024 KiB, which no topology is"
-    )
+    assert failing("huge.yaml", b"#" * (MAX_BYTES + 1)) == "huge.yaml: larger than 1024 KiB, which no topology is"
     assert failing("binary.yaml/x") == "binary.yaml/x: not a directory"
     assert failing("n" * 300) == "n" * 300 + ": file name too long"
     with pytest.raises(TopologyError, match="no file can have this name"):
@@ -310,11 +303,7 @@ def test_control_characters_have_a_position() -> None:
 
 
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**12), 10**12)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )

@@ -1,10 +1,11 @@
 """``python -m topologies.agent ORDERS PROGRESS``: started by the launcher in a session of its own.
 
-`ORDERS` is the descriptor of a pipe from the launcher: the lab to run (pickled, by the same user on the same host, over
-an inherited pipe), later the word that leaves the lab to the agent.  `PROGRESS` is that of a pipe to the launcher: JSON
-lines.  When the orders end, the lab goes down.
+`ORDERS` is the descriptor of a pipe from the launcher: the lab to run (pickled, by the same user on the same
+host, over an inherited pipe), later the word that leaves the lab to the agent.  `PROGRESS` is that of a pipe
+to the launcher: JSON lines.  When the orders end, the lab goes down.
 
-The forkserver is launched first of all, so that it imports what nodes need while the launcher still reads the topology.
+The forkserver is launched first of all, so that it imports what nodes need while the launcher still reads
+the topology.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The agent's children: one forkserver with the nodes' imports done, and below it one process per node.
 
-A child is watched by two descriptors: its sentinel, a pipe by which the forkserver reports the exit code after it has
-reaped the child, and a pidfd, by which it is signalled without hitting a later process with the same pid, and which says
-that it is gone even when the forkserver is not there to report.
+A child is watched by two descriptors: its sentinel, a pipe by which the forkserver reports the exit code
+after it has reaped the child, and a pidfd, by which it is signalled without hitting a later process with the
+same pid, and which says that it is gone even when the forkserver is not there to report.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class Children:
         return Child(name, process.pid, pidfd, directory, process)
 
     def close(self) -> None:
-        """End the forkserver, and everything that it left, and wait until they are gone.  May be called twice."""
+        """End the forkserver, and everything that it left, and wait until they are gone.  May be called
+        twice.
+        """
         if self.forkserver_pidfd == GONE:
             return
         with contextlib.suppress(ProcessLookupError):

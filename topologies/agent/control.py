@@ -1,9 +1,10 @@
 """The agent's control socket: others of the same user ask what runs, or ask for the end.
 
-An AF_UNIX stream in the socket directory; one JSON object per line.  ``{"op": "state"}`` is answered with the state;
-``{"op": "down"}`` with progress records while the lab goes down and the outcome at its end.  The kernel says who is at
-the other end (SO_PEERCRED); only the lab's own user, or root, is served.  Nobody can make the agent wait: what a client
-does not read stays in a bounded buffer, and a client whose buffer is full is dropped.
+An AF_UNIX stream in the socket directory; one JSON object per line.  ``{"op": "state"}`` is answered with
+the state; ``{"op": "down"}`` with progress records while the lab goes down and the outcome at its end.  The
+kernel says who is at the other end (SO_PEERCRED); only the lab's own user, or root, is served.  Nobody can
+make the agent wait: what a client does not read stays in a bounded buffer, and a client whose buffer is full
+is dropped.
 """
 
 from __future__ import annotations

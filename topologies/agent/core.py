@@ -212,7 +212,9 @@ class LabCore:
         self._walk(now)
 
     def result(self, name: str, fields: Mapping[str, Any]) -> None:
-        """`name` reported results; later fields add to earlier ones.  ``arch`` and ``host`` are its counters."""
+        """`name` reported results; later fields add to earlier ones.  ``arch`` and ``host`` are its
+        counters.
+        """
         node = self._nodes.get(name)
         if node is not None:
             families = {family: fields[family] for family in COUNTER_FAMILIES if family in fields}
@@ -292,9 +294,7 @@ class LabCore:
             return [f"{node.spec.kind} {node.spec.name} to report" for node in self._untold()]
         if self.phase is not Phase.RUNNING:
             return []
-        words = [
-            f"guest {node.spec.name} to end ({node.state})" for node in self._of(NodeKind.GUEST) if node.lives
-        ]
+        words = [f"guest {node.spec.name} to end ({node.state})" for node in self._of(NodeKind.GUEST) if node.lives]
         for check, at in self._open_checks():
             left = "" if at is None else f" ({max(0, at - now) / SECOND:.1f} s left)"
             words.append(f"check {check.name!r}: {check.words()}{left}")

@@ -1,8 +1,8 @@
 """The first code of every node process: puts the process in order, then runs the node's ``main(config)``.
 
-It runs in a child of the forkserver, so everything that nodes import is there already.  The exit code of `main` becomes
-that of the process; what `main` raises is an internal error: the traceback goes to the node's log, one line of it to the
-file ``crash`` in the node's directory, where the agent looks.
+It runs in a child of the forkserver, so everything that nodes import is there already.  The exit code of
+`main` becomes that of the process; what `main` raises is an internal error: the traceback goes to the node's
+log, one line of it to the file ``crash`` in the node's directory, where the agent looks.
 """
 
 from __future__ import annotations

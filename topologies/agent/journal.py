@@ -1,4 +1,6 @@
-"""What the agent writes down: state.json for who asks what runs, and a line per event in each node's directory."""
+"""What the agent writes down: state.json for who asks what runs, and a line per event in each node's
+directory.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from topologies.agent.core import LabCore
-from topologies.agent.phases import SECOND
+from topologies.agent.phases import SECOND, Phase
+from topologies.agent.spec import Mode
 from topologies.rundir import RunDirectory
-from topologies.runtime import Outcome
+from topologies.runtime import NodeOutcome, Outcome
 
 STATE_SCHEMA = "state/1"
 EVENTS = "events.jsonl"
@@ -32,13 +35,47 @@ def start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
 
 
+def node_state(node: NodeOutcome) -> dict[str, Any]:
+    """What a state says of a node, whichever runtime it lived in."""
+    return {
+        "name": node.name,
+        "kind": str(node.kind),
+        "state": str(node.state),
+        "hypervisor": node.hypervisor,
+        "domid": node.domid,
+        "pid": None,
+        "started": None,
+        "since": None,
+        "silent": "",
+        "exit": node.exit,
+        "signal": node.signal,
+        "detail": node.detail,
+    }
+
+
+def ended_state(outcome: Outcome, topology: str) -> dict[str, Any]:
+    """The state of a lab that had no agent, once it is over."""
+    return {
+        "schema": STATE_SCHEMA,
+        "lab": outcome.lab,
+        "mode": str(Mode.RUN),
+        "topology": topology,
+        "run_dir": outcome.run_dir,
+        "sockets": None,
+        "agent": None,
+        "phase": str(Phase.DOWN),
+        "waits": [],
+        "nodes": [node_state(node) for node in outcome.nodes],
+        "outcome": outcome.as_json(),
+    }
+
+
 class Journal:
     """Keeps the run directory's records up to date."""
 
-    def __init__(self, core: LabCore, run: RunDirectory, sockets: Path) -> None:
+    def __init__(self, core: LabCore, run: RunDirectory) -> None:
         self._core = core
         self._run = run
-        self._sockets = sockets
         self._since = time.time()
         self._self_started = start_time(os.getpid())
         self._written: dict[str, int] = {}
@@ -53,29 +90,21 @@ class Journal:
             "mode": str(spec.mode),
             "topology": spec.topology,
             "run_dir": str(self._run.path),
-            "sockets": str(self._sockets) if outcome is None else None,
+            "sockets": str(self._run.sockets) if outcome is None else None,
             "agent": {"pid": os.getpid(), "started": self._self_started, "since": self._since},
             "phase": str(self._core.phase),
             "waits": self._core.waits(now),
             "nodes": [],
         }
         for node in self._core.nodes():
-            record = node.outcome()
             age = (now - node.since_ns) / SECOND if node.since_ns else 0.0
             state["nodes"].append(
                 {
-                    "name": record.name,
-                    "kind": str(record.kind),
-                    "state": str(record.state),
-                    "hypervisor": record.hypervisor,
-                    "domid": record.domid,
+                    **node_state(node.outcome()),
                     "pid": node.pid,
                     "started": start_time(node.pid) if node.pid and node.lives else None,
                     "since": round(wall - age, 3) if node.since_ns else None,
                     "silent": node.silent,
-                    "exit": record.exit,
-                    "signal": record.signal,
-                    "detail": record.detail,
                 }
             )
         if outcome is not None:

@@ -1,8 +1,9 @@
 """Imported by the forkserver before anything else: ties its life to the agent's.
 
-The forkserver notices the death of its creator by the end of a pipe, but every child it forks holds that pipe open as
-well, so the children would keep it, and themselves, alive.  Therefore the kernel is asked to kill it together with the
-agent (PR_SET_PDEATHSIG); each child asks the same with respect to the forkserver (:mod:`topologies.agent.entry`).
+The forkserver notices the death of its creator by the end of a pipe, but every child it forks holds that
+pipe open as well, so the children would keep it, and themselves, alive.  Therefore the kernel is asked to
+kill it together with the agent (PR_SET_PDEATHSIG); each child asks the same with respect to the forkserver
+(:mod:`topologies.agent.entry`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The agent's process: one loop over descriptors, the core behind it.
 
-Sources are the launcher's pipe (its end takes the lab down, unless the lab was handed over), signals, the pidfd of the
-forkserver, sentinel and pidfd of every child, the control socket and its clients, and the link to the broker, which the
-agent joins as node ``agent``.
+Sources are the launcher's pipe (its end takes the lab down, unless the lab was handed over), signals, the
+pidfd of the forkserver, sentinel and pidfd of every child, the control socket and its clients, and the link
+to the broker, which the agent joins as node ``agent``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Shell:
         self._launcher = progress
         self._released = False
         self._core = LabCore(spec, self)
-        self._journal = Journal(self._core, run, run.sockets)
+        self._journal = Journal(self._core, run)
         self._children: dict[str, Child] = {}
         self._to_start: deque[str] = deque()
         self._going_down: list[Client] = []

@@ -89,7 +89,10 @@ class InlineMachine:
     """Runs a hypervisor core inside an asyncio loop, as its process shell would."""
 
     def __init__(
-        self, core: Hypervisor, generator: random.Random, on_turn: Callable[[str, int, int], None] | None = None
+        self,
+        core: Hypervisor,
+        generator: random.Random,
+        on_turn: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """`on_turn(domain, vcpu, frames)` is told of every turn in which frames were executed."""
         self.core = core
@@ -181,7 +184,8 @@ class InlineMachine:
             done += frames
             if frames and self._on_turn is not None:
                 self._on_turn(vcpu.hvm.domain.name, vcpu.index, frames)
-            # What was written to any domain is shown to it before the completion or the bell that tells of it is acted on.
+            # What was written to any domain is shown to it before the completion or the bell that tells of it is
+            # acted on.
             for touched in self._memories.values():
                 touched.after_run()
         rung, self.core.bells = self.core.bells, {}

@@ -1,8 +1,8 @@
 """The inline runtime: the plan's broker, hypervisors and guests as objects of one process, in virtual time.
 
-The same cores run as in processes: the router with its members, the hypervisor, the guest's kernel, drivers and program,
-and the agent's life cycle, which starts them, watches them and gives the verdict.  What differs is who decides the order of
-things: here a generator with a seed.  The same seed gives the same history, byte for byte.
+The same cores run as in processes: the router with its members, the hypervisor, the guest's kernel, drivers and
+program, and the agent's life cycle, which starts them, watches them and gives the verdict.  What differs is who
+decides the order of things: here a generator with a seed.  The same seed gives the same history, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from broker.fabric import FabricLink, MemoryFabric
 from broker.frames import Lane
 from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
-from guest_node.life import Ending, Lab, live
+from guest_node.life import Ending, World, live
 from guest_node.vcpu import Vcpu
 from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
@@ -118,7 +118,7 @@ class _Lab:
     def _note(self, node: str, code: str, *fields: Any) -> None:
         self.log.append(json.dumps([round(self._loop.time(), 9), node, code, *fields], default=repr))
 
-    # -- what the core orders ---------------------------------------------------------------------------------------------
+    # -- what the core orders ----
 
     def start(self, node: str) -> None:
         """Start a node in one of the loop's next turns."""
@@ -167,7 +167,7 @@ class _Lab:
         self._core.ended(name, status, crash, self._now())
         self._settle()
 
-    # -- nodes ------------------------------------------------------------------------------------------------------------
+    # -- nodes ----
 
     def _join(self, kind: str, name: str, on_record: Callable[..., None], *say: Sequence[Any]) -> None:
         link = self._links[name] = self._fabric.connect(kind, name)
@@ -209,11 +209,17 @@ class _Lab:
             lambda code, *fields: self._tell(config.name, ["event", code, *fields]),
         )  # fmt: skip
         machine = self._machines[config.name] = InlineMachine(
-            core, self._random, lambda domain, vcpu, frames: self._note(config.name, "turn", domain, vcpu, frames)
+            core,
+            self._random,
+            lambda domain, vcpu, frames: self._note(config.name, "turn", domain, vcpu, frames),
         )
         for domain in config.domains:
             machine.create_domain(
-                domain.domid, self._make_memory(domain.memory), domain.vcpus, name=domain.name, is_control=domain.is_control
+                domain.domid,
+                self._make_memory(domain.memory),
+                domain.vcpus,
+                name=domain.name,
+                is_control=domain.is_control,
             )
         self._join("hypervisor", config.name, lambda *_: None, ["ready"])
 
@@ -225,9 +231,10 @@ class _Lab:
         try:
             memory, areas, bells = machine.attach(config.domid)
             vcpu = Vcpu(0, GuestSide(areas[0]), bells[0])
-            lab = Lab(lambda record: self._tell(config.name, record), lines.append)
             files = DirectoryFiles(config.base_dir, config.output_dir)
-            ending = await live(config, vcpu, memory.guest, files, lab)
+            generator = random.Random(config.seed)
+            world = World(lambda record: self._tell(config.name, record), lines.append, files, generator)
+            ending = await live(config, vcpu, memory.guest, world)
         except asyncio.CancelledError:
             pass
         finally:

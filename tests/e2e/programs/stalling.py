@@ -6,16 +6,18 @@ with: {bytes: N, port: 7, ring: LEN, stall: PROBABILITY}, and `to` for the sende
 import asyncio
 import hashlib
 
+from guest_node.guest import Guest
+
 LARGEST = 100_000
 LONGEST_STALL = 0.02
 
 
-async def maybe_stall(guest):
+async def maybe_stall(guest: Guest) -> None:
     if guest.random.random() < guest.arguments.get("stall", 0.02):
         await asyncio.sleep(guest.random.random() * LONGEST_STALL)
 
 
-async def send(guest):
+async def send(guest: Guest) -> int:
     left = guest.arguments["bytes"]
     digest = hashlib.sha256()
     while True:
@@ -36,7 +38,7 @@ async def send(guest):
     return 0 if theirs == digest.digest() else 1
 
 
-async def receive(guest):
+async def receive(guest: Guest) -> int:
     left = guest.arguments["bytes"]
     digest = hashlib.sha256()
     async with await guest.argo.listen(7, ring=guest.arguments["ring"]) as listener:

@@ -79,9 +79,7 @@ NOT_OFFERED = (
     Excuse("api", "BOUND|ACCEPTED|CONNECT.*|DISC.*", "accept", ".*", "only a listener has accept"),
     Excuse("datagram-api", ".*", "listen|accept", ".*", "only a listener has accept"),
     Excuse("datagram-api", "IDLE", "connect", "NULL address; .*", "a socket is bound when it is made"),
-    Excuse(
-        "api", "LISTENING", "accept", ".*oldest item not a SYN.*", "only SYNs are queued: nothing to discard"
-    ),
+    Excuse("api", "LISTENING", "accept", ".*oldest item not a SYN.*", "only SYNs are queued: nothing to discard"),
     Excuse("rx-pass", "IDLE", "interrupt", ".*", "every ring has a socket behind it"),
     Excuse("wire", "-", "role_.*", ".*", "what stands behind a ring is an object, not a number"),
     Excuse("wire", "-", "socket_type_.*", ".*", "no ioctl asks"),
@@ -125,9 +123,7 @@ DEPARTURES = (
         {"new_state": "CONNECTING", "effect": "queue-syn-locally+block", "error": "-"},
     ),
     Departure(
-        Excuse(
-            "api", "CONNECTING", "timeout", ".*", "the SYN is withdrawn, so that accept returns no dead peer"
-        ),
+        Excuse("api", "CONNECTING", "timeout", ".*", "the SYN is withdrawn, so that accept returns no dead peer"),
         {"sends": "RST"},
     ),
     Departure(
@@ -135,9 +131,7 @@ DEPARTURES = (
         {"error": "ETIMEDOUT"},
     ),
     Departure(
-        Excuse(
-            "api", _LIVE, "send", ".*peer ring vanished.*", "whoever waits for a ring that is gone is told"
-        ),
+        Excuse("api", _LIVE, "send", ".*peer ring vanished.*", "whoever waits for a ring that is gone is told"),
         {"new_state": "DISCONNECTED", "effect": "error", "error": "ECONNREFUSED"},
     ),
     Departure(
@@ -155,9 +149,7 @@ DEPARTURES = (
         {"sends": "DATA+DATA+DATA+DATA+DATA", "effect": "return-all", "error": "-"},
     ),
     Departure(
-        Excuse(
-            "api", "DISCONNECTED", "recv", "frames still queued", "what came before the RST is read first"
-        ),
+        Excuse("api", "DISCONNECTED", "recv", "frames still queued", "what came before the RST is read first"),
         {"effect": "dequeue-bytes"},
     ),
     Departure(
@@ -175,23 +167,19 @@ DEPARTURES = (
         {"effect": "error", "error": "ECONNREFUSED"},
     ),
     Departure(
-        Excuse(
-            "notify-pass", "waiter", "notify", "not EXISTS", "whoever waits for a ring that is gone is told"
-        ),
+        Excuse("notify-pass", "waiter", "notify", "not EXISTS", "whoever waits for a ring that is gone is told"),
         {"effect": "drop-entry+wake-writers"},
     ),
     Departure(
-        Excuse(
-            "notify-pass", "any", "notify", "over 256 entries pending", "several calls of at most 256 entries"
-        ),
+        Excuse("notify-pass", "any", "notify", "over 256 entries pending", "several calls of at most 256 entries"),
         {"effect": "all-processed", "error": "-"},
     ),
 )
 
 #: Words of the table's effects that name Linux's insides: no observation of ours is compared with them.
 INSIDE = frozenset(
-    "role-DGRAM role-CONNECTOR role-LISTENER new-conid start-timer free new-fd-ACCEPTED SIGPIPE no-change "
-    "return-message-length return-buffer-length".split()
+    ["role-DGRAM", "role-CONNECTOR", "role-LISTENER", "new-conid", "start-timer", "free", "new-fd-ACCEPTED"]
+    + ["SIGPIPE", "no-change", "return-message-length", "return-buffer-length"]
 )
 
 

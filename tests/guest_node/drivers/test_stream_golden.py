@@ -165,9 +165,7 @@ def test_frames_at_a_listener(row: GoldenRow) -> None:
     sink.sent.clear()
     sink.woken = 0
     syns, before = len(listener.pending), len(connection.inbox)
-    name = (
-        row.condition.partition("carries ")[2].partition(";")[0] if row.event == "WRONG-CONID" else row.event
-    )
+    name = row.condition.partition("carries ")[2].partition(";")[0] if row.event == "WRONG-CONID" else row.event
     message_type = MESSAGE_TYPE_DGRAM if row.event == "WRONG-TYPE" else MESSAGE_TYPE_STREAM
     payload = FRAMES.get(name, FRAMES["DATA"])
     taken = listener.receive(PEER.port, PEER.domid, message_type, payload)

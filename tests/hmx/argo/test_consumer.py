@@ -132,6 +132,30 @@ def test_nonsense_is_corrupt_and_can_be_skipped(length: int, tx: int) -> None:
     assert consumer.receive() is None
 
 
+def test_a_tx_between_slots_lets_nothing_past_it() -> None:
+    """A message whose padding would reach beyond tx is no message of a hypervisor's."""
+    window = ring()
+    window.write(64, MESSAGE_HEADER.pack(20, 1, 2, 0, 3))
+    window.store32(4, 24)
+    consumer = Consumer(window, LEN)
+    with pytest.raises(RingCorrupt):
+        consumer.receive()
+    consumer.recover()
+    assert consumer.rx == 32
+
+
+def test_rx_is_published_behind_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message's bytes are read before its space is given away."""
+    producer, consumer = pair()
+    assert producer.put(SOURCE, 0, [b"m"])
+    assert consumer.peek() is not None
+    seen: list[int] = []
+    monkeypatch.setattr("hmx.argo.consumer.fence", lambda: seen.append(consumer.window.load32(0)))
+    consumer.consume()
+    assert seen == [0]
+    assert consumer.window.load32(0) == 32
+
+
 def test_drain_returns_what_precedes_corruption() -> None:
     """Good messages are not lost with a bad one."""
     producer, consumer = pair()

@@ -106,8 +106,8 @@ def test_eagain_has_armed_already() -> None:
     assert wakeups.absorb(0, [ROOM]) == [("w", Outcome.SUFFICIENT)]
     before = wakeups.generation
     wakeups.woken()  # the handler ran before the driver came to wait
-    wakeups.want(A, 50, "w", armed_since=before)
-    assert wakeups.batch() == [SpaceQuery(A, 50)]
+    wakeups.want(B, 50, "w", armed_since=before)
+    assert wakeups.batch() == [SpaceQuery(B, 50)]
 
 
 def test_zero_bytes_ask_for_one() -> None:

@@ -8,6 +8,7 @@ from hmx.argo.abi import DOMID_ANY, RING_DATA, RING_DATA_ENT, Op
 from hmx.argo.ring import bucket
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, PageType
+from hv_node.argo.model import Ring
 from hv_node.xsm import SiloXsm
 from tests.hv_node.argo.policies import DenyingXsm
 from tests.hv_node.argo.world import ARGS, NPAGES, World
@@ -214,6 +215,52 @@ def test_a_fault_in_a_later_entry() -> None:
     RING_DATA_ENT.pack_into(ram, va + 8, PORT, 2, 0, 0xFFFF, 0, 0, 0xAAAA)
     assert world.op(1, Op.NOTIFY, va) == -Errno.EFAULT
     assert RING_DATA_ENT.unpack_from(ram, va + 8)[3] == EXISTS | EMPTY | SUFFICIENT
+
+
+def test_room_found_in_the_window_does_not_count() -> None:
+    """Waiters are judged by the room measured before: rx stored in between helps at the next notify."""
+    world = full_ring()
+    assert world.send(1, (PORT, 2), b"y" * 80) == -Errno.EAGAIN
+    world.set_rx(2, 48)
+    windows: list[Ring] = []
+
+    def window(ring: Ring) -> None:
+        windows.append(ring)
+        world.set_rx(2, 96)
+
+    world.argo.on_notify_window = window
+    assert world.notify(2)[0] == 0
+    assert windows == [world.ring(2, PORT, 1)]
+    assert world.woken() == []
+    assert world.notify(2)[0] == 0
+    assert world.woken() == [1]
+
+
+def test_room_lost_in_the_window_still_counts() -> None:
+    """... and a send in between may take the room: the waiter is woken for nothing, and may wait again."""
+    world = full_ring(DOMID_ANY)
+    assert world.send(1, (PORT, 2), b"y" * 80) == -Errno.EAGAIN
+    world.set_rx(2, 96)
+    results: list[int] = []
+
+    def window(_: Ring) -> None:
+        results.append(world.send(3, (PORT, 2), b"z" * 80))
+        results.append(world.send(0, (PORT, 2), b"z" * 16))
+
+    world.argo.on_notify_window = window
+    assert world.notify(2)[0] == 0
+    assert results == [80, -Errno.EAGAIN]
+    assert world.woken() == [2, 1, 0]
+    assert world.ring(2, PORT, DOMID_ANY).pending == {}
+    world.argo.on_notify_window = None
+    assert world.send(1, (PORT, 2), b"y" * 80) == -Errno.EAGAIN
+
+
+def test_no_window_without_room() -> None:
+    """A ring without room is not scanned at all."""
+    world = full_ring()
+    world.argo.on_notify_window = lambda ring: pytest.fail("scanned")
+    assert world.notify(2)[0] == 0
 
 
 def test_order_of_wake_ups() -> None:

@@ -143,7 +143,7 @@ def test_send_records_are_duplicated() -> None:
 
 
 def test_one_port_many_partners() -> None:
-    """The same port may be registered once per partner and once for all; a resize is refused with or without the flag."""
+    """A port may be registered once per partner and once for all; a resize is refused with or without the flag."""
     world = World()
     for index, partner in enumerate((DOMID_ANY, 0, 1, 2, 3)):
         assert world.register(1, PORT, partner, LEN, gfns=[24 + index]) == 0

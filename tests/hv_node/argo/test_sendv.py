@@ -7,6 +7,7 @@ import pytest
 from hmx.argo.abi import DOMID_ANY, DOMID_SELF, IOV, SEND_ADDR, Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, PageType
+from hv_node.argo.model import Ring
 from tests.hv_node.argo.world import ARGS, DATA, IOVS, NPAGES, World
 
 PORT = 0x10
@@ -212,6 +213,25 @@ def test_scattered_pages() -> None:
     data = logical[64 : 64 + ring_len]
     at = 16 + len(payload) + 16
     assert data[at:] + data[: 4000 - (ring_len - at)] == payload[:4000]
+
+
+def test_the_window_before_publication() -> None:
+    """The hook finds the message in the ring and tx_ptr not showing it; guest stores there change nothing."""
+    world = World()
+    assert world.register(2, PORT, 1, LEN) == 0
+    seen: list[tuple[bytes, tuple[int, int], list[int]]] = []
+
+    def window(ring: Ring) -> None:
+        assert ring is world.ring(2, PORT, 1)
+        seen.append((world.data(2, LEN)[16:20], world.pointers(2), world.woken()))
+        world.set_tx(2, 0xFFFFFFFF)
+        world.set_rx(2, 0xFFFFFFFF)
+
+    world.argo.on_payload_written = window
+    assert world.send(1, (PORT, 2), b"data") == 4
+    assert seen == [(b"data", (0, 0), [])]
+    assert world.pointers(2) == (0xFFFFFFFF, 32)
+    assert world.woken() == [2]
 
 
 def test_results_are_int32() -> None:

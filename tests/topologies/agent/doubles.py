@@ -46,6 +46,7 @@ class Driver:
         self.counters_asked: list[str] = []
         self.records: list[Mapping[str, Any]] = []
         self.alive: set[str] = set()
+        self.immortal: set[str] = set()
 
     # ---- the sink ----
 
@@ -99,6 +100,8 @@ class Driver:
         while (at := self.core.deadline()) is not None and at <= end:
             self.now = max(self.now, at)
             self.core.tick(self.now)
+            for name in [name for name in self.killed if name in self.alive - self.immortal]:
+                self.end(name, KILL)
         self.now = end
 
     def obey(self) -> None:

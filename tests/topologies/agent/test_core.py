@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.topologies.agent.doubles import KILL, MS, Driver, lab_spec
 
+from tests.topologies.agent.doubles import KILL, MS, Driver, lab_spec
 from topologies.agent.phases import KILLED_WITHIN, PHASES, ROWS, STRAGGLERS, Phase
 from topologies.agent.spec import CheckSpec, Mode
 from topologies.exitcodes import ExitCode
@@ -305,13 +305,13 @@ def test_who_does_not_leave_is_killed() -> None:
     assert within is not None
     driver.wait(within)
     assert driver.killed == ["sender"]
-    driver.end("sender", KILL)
     assert finished(driver) == (130, ("interrupted",))
 
 
 def test_who_survives_sigkill_is_reported_and_not_waited_for() -> None:
     """A process in uninterruptible sleep: exit code 4 with its pid, and the others still go."""
     driver = Driver(lab_spec(guests={"a": "hv0"})).begin().up_to(Phase.RUNNING)
+    driver.immortal.add("a")
     driver.core.stop(None, 0)
     driver.wait(S + KILLED_WITHIN)
     assert driver.core.phase is Phase.STOPPING_HYPERVISORS

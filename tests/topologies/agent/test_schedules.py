@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.topologies.agent.doubles import KILL, MS, Driver, lab_spec
 
+from tests.topologies.agent.doubles import KILL, MS, Driver, lab_spec
 from topologies.agent.phases import Phase
 from topologies.agent.spec import CheckSpec, Mode
 from topologies.exitcodes import EXIT_CODES, ExitCode

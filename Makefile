@@ -1,0 +1,93 @@
+# Argosy. `make quickstart` shows it at work; `make test` checks it.  Both make .venv on their first run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+REPORTS := build/reports
+QUICKSTART_TAR := build/quickstart.tar
+QUICKSTART_MIN := 2097152
+# The same tree gives the same bytes, hence the same hash.
+TAR_SAME := --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu
+# More words for pytest, for instance: make test PYTEST_ARGS='tests/hmx -x'
+PYTEST_ARGS ?=
+
+# Scripts in a virtual environment name its path, so one that was copied or moved is made again.
+STAMP := $(VENV)/.installed
+MADE_IN := $(VENV)/.made-in
+ifneq ($(shell cat $(MADE_IN) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+.PHONY: help setup quickstart quickstart-tar test test-long bench bench-check mutate docs lint clean FORCE
+
+help:
+	@echo 'make quickstart   build .venv, then send a real file from one guest to another'
+	@echo 'make test         ruff, mypy --strict, pytest (under 10 minutes on 2 cores)'
+	@echo 'make test-long    the gigabyte and soak tests'
+	@echo 'make mutate       flip every cell of every table, one at a time: a test must fail'
+	@echo 'make setup | lint | docs | bench | bench-check | clean'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'setup: $(PYTHON) is missing. Install it: apt-get install -y python3 python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'setup: Python 3.11 or later is needed, $(PYTHON) is' \
+	    "$$($(PYTHON) -c 'import platform; print(platform.python_version())')." \
+	    'Install one (apt-get install -y python3 python3-venv) and name it: make setup PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'setup: the venv module is missing. Install it: apt-get install -y python3-venv' >&2; exit 1; }
+	@echo 'setup: $(VENV)'
+	@$(BIN)/python -c '' 2>/dev/null && test "$$(cat $(MADE_IN) 2>/dev/null)" = '$(CURDIR)' || { \
+	  $(PYTHON) -m venv --clear $(VENV) && printf '%s\n' '$(CURDIR)' >$(MADE_IN); }
+	@$(BIN)/python -c 'import hatchling, editables' 2>/dev/null || $(PIP) install hatchling editables
+	@$(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $(STAMP)
+
+# A real file to send: everything that is tracked, or the whole tree where there is no repository.
+quickstart-tar:
+	@mkdir -p build
+	@if test -n "$$(git ls-files 2>/dev/null | head -n 1)"; then \
+	  git ls-files -z | xargs -0 sh -c 'for f; do test ! -e "$$f" || printf "%s\0" "$$f"; done' sh \
+	    | tar -cf $(QUICKSTART_TAR) $(TAR_SAME) --no-recursion --null -T -; \
+	else \
+	  tar -cf $(QUICKSTART_TAR) $(TAR_SAME) --exclude=./.git --exclude=./.venv --exclude=./build --exclude=__pycache__ \
+	    --exclude='./.*_cache' --exclude=./.hypothesis .; \
+	fi
+	@size=$$(wc -c <$(QUICKSTART_TAR)); echo "$(QUICKSTART_TAR): $$size bytes"; \
+	if test "$$size" -lt $(QUICKSTART_MIN); then \
+	  echo "quickstart: $(QUICKSTART_TAR) has $$size bytes, fewer than the $(QUICKSTART_MIN) that the demonstration" \
+	    'sends: is this the complete source tree?' >&2; exit 1; fi
+
+quickstart: setup quickstart-tar
+	@$(BIN)/argosy run topologies/library/quickstart.yaml
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+test: lint
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m pytest --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips $(PYTEST_ARGS)
+
+test-long: setup
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m pytest -m long --junitxml=$(REPORTS)/test-long.xml \
+	  --skip-report=$(REPORTS)/test-long.skips $(PYTEST_ARGS)
+
+mutate: setup
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m tests.mutate --report=$(REPORTS)/mutate.txt
+
+# docs/tables.md is written from the code's tables; a test compares.
+docs: setup
+	$(BIN)/python docs/generate.py
+
+bench bench-check:
+	@echo '$@: not yet available in this version' >&2; exit 2
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Whole labs, as a user runs them: real processes, the real command, deadlines."""

@@ -1,0 +1,1 @@
+"""The agent: its core without processes, its parts with stub nodes."""

@@ -1,0 +1,80 @@
+"""Finding labs: those that run, by their agents' control sockets; those that ended, by what they recorded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topologies import rundir
+from topologies.agent.control import ask
+
+ANSWER_WITHIN = 2.0
+"""Seconds that an agent may take to answer; one that is stopped answers never."""
+YOUNG = 5.0
+"""A socket directory without a listener is left alone for so many seconds: its agent may just be starting.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """One lab: its state as recorded or as its agent says, and its control socket while it runs."""
+
+    name: str
+    run_dir: Path
+    state: dict[str, Any]
+    control: Path | None
+
+    @property
+    def running(self) -> bool:
+        """Whether an agent answers for it."""
+        return self.control is not None
+
+
+def running_labs() -> list[Lab]:
+    """Labs whose agent answers."""
+    found = []
+    for sockets in rundir.socket_directories():
+        control = sockets / rundir.CONTROL_SOCKET
+        state = _state_of(control)
+        if state is not None:
+            found.append(Lab(state["lab"], Path(state["run_dir"]), state, control))
+    return sorted(found, key=lambda lab: lab.name)
+
+
+def _state_of(control: Path) -> dict[str, Any] | None:
+    answers: list[dict[str, Any]] = []
+    try:
+        ask(control, "state", answers.append, ANSWER_WITHIN)
+    except OSError:
+        return None
+    found = [answer for answer in answers if "lab" in answer]
+    return found[0] if found else None
+
+
+def ended_labs(running: list[Lab]) -> list[Lab]:
+    """Labs below the base that left a record and are not among those `running`."""
+    taken = {lab.run_dir for lab in running}
+    found = []
+    for path in rundir.recorded_labs():
+        state = rundir.read_state(path)
+        if path not in taken and state is not None and "lab" in state:
+            found.append(Lab(state["lab"], path, state, None))
+    return found
+
+
+def remove_leftovers() -> list[Path]:
+    """Remove socket directories whose agent is gone: what remains when an agent is killed."""
+    removed = []
+    for sockets in rundir.socket_directories():
+        control = sockets / rundir.CONTROL_SOCKET
+        try:
+            age = time.time() - sockets.stat().st_mtime
+            gone = age > YOUNG and not ask(control, "ping", lambda _answer: None, ANSWER_WITHIN)
+        except OSError:
+            continue
+        if gone:
+            rundir.remove_socket_directory(sockets)
+            removed.append(sockets)
+    return removed
