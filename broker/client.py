@@ -34,9 +34,7 @@ LOOK_S: Final = 0.1
 
 
 class JoinRefused(Exception):
-    """The broker will not have this node: `code` of :class:`broker.refusals.Refusal`, and the broker's
-    words.
-    """
+    """The broker will not have this node: `code` of :class:`broker.refusals.Refusal`, and the broker's words."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -49,9 +47,7 @@ class JoinTimeout(TimeoutError):
 
 
 def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
-    """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is
-    none.
-    """
+    """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is none."""
     parts = [socket.recv(zmq.DONTWAIT)]
     while socket.getsockopt(zmq.RCVMORE):
         part = socket.recv(zmq.DONTWAIT)

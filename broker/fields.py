@@ -17,9 +17,7 @@ Record = Sequence[Any]
 
 
 class FieldType(NamedTuple):
-    """What a field accepts.  `items` says what an array holds: RECORD (a named record), PATH, or nothing
-    special.
-    """
+    """What a field accepts.  `items` says what an array holds: RECORD (a named record), PATH, or nothing special."""
 
     expected: str
     base: type

@@ -42,9 +42,7 @@ SEQ_MASK: Final = 0xFFFFFFFF
 
 
 class Lane(IntEnum):
-    """Independent streams between a node and the broker, each with its own sequence, acknowledgement and
-    credit.
-    """
+    """Independent streams between a node and the broker, each with its own sequence, acknowledgement and credit."""
 
     CONTROL = 1
     REQUEST = 2
@@ -234,9 +232,7 @@ def _check_header(header: Header) -> tuple[KindRule, LaneLimits]:
 
 
 def parse_frame(parts: Sequence[bytes | memoryview]) -> Frame:
-    """Check a received message and take it apart.  Raises FrameError, and nothing else, for whatever is
-    wrong.
-    """
+    """Check a received message and take it apart.  Raises FrameError, and nothing else, for whatever is wrong."""
     if len(parts) != 3:
         raise FrameError(Reason.PARTS, len(parts), 3)
     head, body, payload = parts

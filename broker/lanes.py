@@ -70,9 +70,7 @@ class LaneState:
         return self.unreported >= self.limits.ack_after
 
     def reserve(self, use: Use) -> bool:
-        """Take the reservation that a record entering the queue needs.  False: there is none, do not queue
-        it.
-        """
+        """Take the reservation that a record entering the queue needs.  False: there is none, do not queue it."""
         if use is Use.REQUEST:
             if self.request_credit <= 0:
                 return False
@@ -84,9 +82,7 @@ class LaneState:
         return True
 
     def sent(self, uses: Iterable[Use]) -> int:
-        """Number the records of one frame and charge them.  The number of the first.  ValueError without
-        credit.
-        """
+        """Number the records of one frame and charge them.  The number of the first.  ValueError without credit."""
         charged = [use is not Use.RESULT for use in uses]
         cost = sum(charged)
         if cost > self.credit:

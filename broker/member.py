@@ -261,9 +261,7 @@ class Member:
             self._inbox.append(partial(self.on_disconnected, reason))
 
     def rejoin(self, reason: str) -> None:
-        """The owner knows that the broker at the other end is a new one: end the session now, not at its
-        refusal.
-        """
+        """The owner knows that the broker at the other end is a new one: end the session now, not at its refusal."""
         self._end(reason)
 
     def _move(self, stimulus: MemberStimulus) -> bool:

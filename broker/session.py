@@ -202,9 +202,7 @@ class Session:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing of the control lane is queued or unacknowledged: the peer has handled all that was
-        said.
-        """
+        """Whether nothing of the control lane is queued or unacknowledged: the peer has handled all that was said."""
         control = self._lanes[Lane.CONTROL]
         return self._held is None and not control.queue and not control.state.in_flight
 

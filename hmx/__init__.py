@@ -1,1 +1,1 @@
-"""What hypervisor and guest agree on, bit for bit: standard library only, nothing that opens, waits or reads a clock."""
+"""What hypervisor and guest agree on, bit for bit: standard library only; nothing opens, waits or reads a clock."""

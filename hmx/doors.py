@@ -49,3 +49,9 @@ def convention(door: str, arch: Arch, width: int = 64) -> Convention:
         if (row.door, row.arch, row.width) == (door, arch, width):
             return row
     raise KeyError(f"no register convention for door {door!r} on {arch.name} with {width}-bit registers")
+
+
+def ranked(arch: Arch) -> list[str]:
+    """The doors that exist on `arch`, cheapest first by declared exits; equal ones in the table's order."""
+    rows = sorted((row for row in DOOR_COSTS if row.arch is arch), key=lambda row: row.exits)
+    return [row.door for row in rows]

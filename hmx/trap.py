@@ -96,21 +96,6 @@ class X86Reg(IntEnum):
     R15 = 13
 
 
-class LinkResult(NamedTuple):
-    """For a kind that calls the hypervisor: the slot whose int32 decides whether a LINKed follower runs."""
-
-    kind: Kind
-    slot: int
-
-
-# rax and x0 are both slot 0: a call that answers a negative int32 has failed.
-LINK_RESULTS: Final = (
-    LinkResult(Kind.VMCALL, 0),
-    LinkResult(Kind.VMMCALL, 0),
-    LinkResult(Kind.HVC, 0),
-    LinkResult(Kind.SMC, 0),
-)
-
 FRAME_HEAD: Final = struct.Struct("<IHHBBHBBHQQ")
 COMPLETION_HEAD: Final = struct.Struct("<IHHIB3xQ8x")
 # One layout per register count, so that the hot path packs a frame with a single call and no padding.

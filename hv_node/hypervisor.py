@@ -16,7 +16,6 @@ from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, GuestMemory
 from hmx.trap import (
     KNOWN_FLAGS,
-    LINK_RESULTS,
     MAX_REGS,
     Arch,
     FrameFlag,
@@ -47,7 +46,6 @@ _ASYNC: Final = int(FrameFlag.ASYNC)
 _WIDTH32: Final = int(FrameFlag.WIDTH32)
 _DONE: Final = int(Outcome.DONE)
 _CANCELED: Final = int(Outcome.CANCELED)
-_CALLS: Final = frozenset(row.kind for row in LINK_RESULTS)
 _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC, Kind.HLT_WFI})
 # Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
 _ZERO_EXTENDED: Final = frozenset(

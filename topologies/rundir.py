@@ -28,7 +28,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -194,7 +193,7 @@ def new_socket_directory() -> Path:
     """A fresh private directory for the sockets of one lab."""
     parent = _sockets_parent()
     for _ in range(64):
-        path = parent / secrets.token_hex(_HEX_DIGITS // 2)
+        path = parent / os.urandom(_HEX_DIGITS // 2).hex()
         try:
             path.mkdir(0o700)
         except FileExistsError:

@@ -14,7 +14,7 @@ from guest_node.kernel.argo import Argo, GuestMemoryView, hypercall_trap
 from guest_node.vcpu import Trap, Vcpu
 from hmx import xen
 from hmx.cpu.evtchn import EventChannelPage
-from hmx.doors import Convention, convention
+from hmx.doors import Convention, convention, ranked
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
 from hmx.trap import Arch, Kind, Outcome, int32
@@ -68,7 +68,7 @@ async def probe(vcpu: Vcpu) -> Probe:
             features, _, domid, _ = await _cpuid(vcpu, base + 4)
             if not features & xen.CPUID_HVM_DOMID_PRESENT:
                 domid = xen.DOMID_SELF
-            return Probe(base, version, domid, convention("hypercall", Arch.X86_64))
+            return Probe(base, version, domid, convention(ranked(Arch.X86_64)[0], Arch.X86_64))
         if any(leaf):
             found.append(b"".join(reg.to_bytes(4, "little") for reg in leaf[1:]).decode("latin-1"))
     raise BootError(f"no Xen among the hypervisors that CPUID announces: {found or 'none'}")

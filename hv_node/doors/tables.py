@@ -32,7 +32,7 @@ XEN_X86_64: Final = (
         1,
         "Xen arch/x86/msr.c",
     ),
-    Row(Kind.RDMSR, *ANY, Intercept.ALWAYS, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
+    Row(Kind.RDMSR, *ANY, Intercept.BITMAP, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
     Row(
         Kind.WRMSR,
         HYPERCALL_MSR,
@@ -43,7 +43,7 @@ XEN_X86_64: Final = (
         1,
         "Xen arch/x86/msr.c",
     ),
-    Row(Kind.WRMSR, *ANY, Intercept.ALWAYS, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
+    Row(Kind.WRMSR, *ANY, Intercept.BITMAP, "", Otherwise.GP, 1, "Intel SDM 3C 26.1.3; Xen arch/x86/msr.c"),
     Row(Kind.IN, *ANY, Intercept.BITMAP, "", Otherwise.ALL_ONES, 1, "Xen hvm/emulate.c: no device answers"),
     Row(Kind.OUT, *ANY, Intercept.BITMAP, "", Otherwise.IGNORE, 1, "Xen hvm/emulate.c: no device answers"),
     Row(Kind.LOAD, *ANY, Intercept.ALWAYS, "", Otherwise.ALL_ONES, 1, "Xen hvm/emulate.c: no device answers"),
@@ -53,7 +53,7 @@ XEN_X86_64: Final = (
 
 INTEL: Final = (
     SiliconRow(Kind.VMCALL, 3, Otherwise.UD, Otherwise.UD, "Intel SDM 3C 31.3 VMCALL"),
-    SiliconRow(Kind.CPUID, 3, Otherwise.NATIVE, Otherwise.NATIVE, "Intel SDM 2A CPUID"),
+    SiliconRow(Kind.CPUID, 3, Otherwise.UD, Otherwise.NATIVE, "Intel SDM 2A CPUID"),
     SiliconRow(Kind.RDMSR, 0, Otherwise.GP, Otherwise.GP, "Intel SDM 2B RDMSR"),
     SiliconRow(Kind.WRMSR, 0, Otherwise.GP, Otherwise.GP, "Intel SDM 2D WRMSR"),
     SiliconRow(Kind.IN, 0, Otherwise.GP, Otherwise.ALL_ONES, "Intel SDM 2A IN: CPL above IOPL without a TSS bit"),

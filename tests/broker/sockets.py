@@ -1,6 +1,4 @@
-"""Real sockets for the broker's tests: a server in a thread or a process, links, and waiting with a
-deadline.
-"""
+"""Real sockets for the broker's tests: a server in a thread or a process, links, and waiting with a deadline."""
 
 from __future__ import annotations
 

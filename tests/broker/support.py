@@ -95,9 +95,7 @@ class Peer:
         return self.lab.sink.take(self.routing_id)
 
     def raw_records(self) -> list[list[Any]]:
-        """The records that the core had for this peer, taken without its session: for peers that speak raw
-        frames.
-        """
+        """The records that the core had for this peer, taken without its session: for peers that speak raw frames."""
         return [record for frame in self.frames() for record in frame.records]
 
     def heard(self, acknowledge: bool = True) -> list[list[Any]]:

@@ -81,9 +81,7 @@ def test_joining_needs_only_the_descriptor(net: Net) -> None:
 
 
 def test_flush_says_when_it_swallowed_an_edge(net: Net) -> None:
-    """A send in the middle of a turn may consume the edge of an arrival: flush returns True, or the edge is
-    there.
-    """
+    """A send in the middle of a turn may consume the edge of an arrival: flush returns True, or the edge is there."""
     net.server()
     link = net.joined("app")
     heard = listen(link)

@@ -46,9 +46,7 @@ def test_layout_is_the_contract() -> None:
 
 
 def test_kinds_and_their_credit() -> None:
-    """Kinds in the contract's order; what is answered reserves room for its answer, and the answer uses
-    that.
-    """
+    """Kinds in the contract's order; what is answered reserves room for its answer, and the answer uses that."""
     assert [(kind.name, int(kind)) for kind in EnvelopeKind] == [
         ("SEND", 1), ("RESULT", 2), ("QUERY", 3), ("WAKE", 4), ("INTERRUPT", 5), ("ENDPOINT_DIED", 6), ("CANCEL", 7),
     ]  # fmt: skip

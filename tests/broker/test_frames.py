@@ -102,9 +102,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("reason", "parts"), FAULTS, ids=[f"{i}-{row[0].name}" for i, row in enumerate(FAULTS)])
 def test_every_fault_has_its_reason(reason: Reason, parts: list[bytes]) -> None:
-    """A frame that is not well formed is refused with the rule that it broke, the value and what was
-    expected.
-    """
+    """A frame that is not well formed is refused with the rule that it broke, the value and what was expected."""
     with pytest.raises(FrameError) as caught:
         parse_frame(parts)
     assert caught.value.reason is reason

@@ -108,9 +108,7 @@ def test_a_peer_without_credit_is_refused() -> None:
 
 
 def test_when_to_acknowledge() -> None:
-    """A bare acknowledgement is due after `ack_after` records, results included; any frame that left resets
-    it.
-    """
+    """A bare acknowledgement is due after `ack_after` records, results included; any frame that left resets it."""
     lane = LaneState(SMALL)
     lane.reserve(Use.REQUEST)
     lane.received([Use.ORDINARY, Use.RESULT])
@@ -181,9 +179,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @invariant()
     def reservations_are_conserved(self) -> None:
-        """A request's reservation waits in a queue, a channel, at the far end, or with its result on the way
-        back.
-        """
+        """A request's reservation waits in a queue, a channel, at the far end, or with its result on the way back."""
         for side in (0, 1):
             requests = sum(use is Use.REQUEST for use in self.queues[side])
             requests += sum(use is Use.REQUEST for _, _, batch in self.channels[side] for use in batch)

@@ -70,9 +70,7 @@ def test_requests_and_results_use_their_credit() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([CONTROL, EVENT]), st.integers(1, 90), st.binary(max_size=9))))
 def test_order_is_kept_per_lane(actions: list[tuple[bool, Lane, int, bytes]]) -> None:
-    """Whatever mix of sends, flushes and pumps: each lane delivers all of its records in order, exactly
-    once.
-    """
+    """Whatever mix of sends, flushes and pumps: each lane delivers all of its records in order, exactly once."""
     node, broker = MemoryLink.pair()
     sent: dict[Lane, list[Any]] = {CONTROL: [], EVENT: []}
     got: dict[Lane, list[Any]] = {CONTROL: [], EVENT: []}

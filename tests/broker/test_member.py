@@ -1,6 +1,4 @@
-"""A node's membership without sockets: hello, welcome, refusal, and joining again after the broker was
-replaced.
-"""
+"""A node's membership without sockets: hello, welcome, refusal, and joining again after the broker was replaced."""
 
 from __future__ import annotations
 
@@ -165,9 +163,7 @@ def test_refusals_of_what_was_before_are_not_of_the_hello() -> None:
 
 
 def test_older_epochs_are_fenced() -> None:
-    """Neither a welcome nor a frame of an older epoch is believed, not even the first, if a minimum is
-    known.
-    """
+    """Neither a welcome nor a frame of an older epoch is believed, not even the first, if a minimum is known."""
     broker = Broker(min_epoch=3)
     (hello,) = broker.flush()
     assert broker.handshake(["welcome", 2, "app"], hello.seq, epoch=2) == []

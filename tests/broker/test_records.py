@@ -68,9 +68,7 @@ def good(types: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize("row", VOCABULARY, ids=lambda row: f"{row[0].name}-{row[1]}")
 def test_row(row: tuple[Direction, str, list[str], bool, list[Lane], tuple[str, ...], bool, Rejoin]) -> None:
-    """Each record against a second table: what is right passes, each field wrong in turn is named in the
-    error.
-    """
+    """Each record against a second table: what is right passes, each field wrong in turn is named in the error."""
     direction, name, types, more, lanes, senders, payload, rejoin = row
     for lane in (CONTROL, EVENT):
         if lane not in lanes:
@@ -135,9 +133,7 @@ def test_the_error_reads_well() -> None:
 
 
 def test_payload_travels_beside_the_record() -> None:
-    """A record with bulk bytes ends with (offset, length) on the wire and without them in a receiver's
-    hands.
-    """
+    """A record with bulk bytes ends with (offset, length) on the wire and without them in a receiver's hands."""
     packed = [encode(UP, CONTROL, ["tell", "a", ["x"]], data).packed for data in (b"", b"abc", b"defg")]
     frame = frames.parse_frame(frames.assemble(CONTROL, 1, 0, 0, packed))
     assert frame.records == [["tell", "a", ["x"]], ["tell", "a", ["x"], 0, 3], ["tell", "a", ["x"], 3, 4]]
@@ -199,9 +195,7 @@ def test_envelopes_have_the_request_lane_for_themselves() -> None:
 
 
 def test_sizes_are_bounded_at_the_sender() -> None:
-    """A record must fit a frame's body, its payload the lane, its items an array: said before anything is
-    sent.
-    """
+    """A record must fit a frame's body, its payload the lane, its items an array: said before anything is sent."""
     encode(UP, EVENT, ["event", "x", *["y" * 16000] * 4])
     encode(UP, CONTROL, ["event", "x", *[0] * 250])
     encode(UP, CONTROL, ["tell", "a", ["x"]], bytes(1 << 20))

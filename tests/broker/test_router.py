@@ -75,9 +75,7 @@ REFUSED_HELLOS: list[tuple[Refusal, list[Any], str]] = [
 
 @pytest.mark.parametrize(("code", "record", "words"), REFUSED_HELLOS)
 def test_a_hello_is_refused_with_code_and_words(code: Refusal, record: list[Any], words: str) -> None:
-    """Wrong token, version, name, kind, epoch: each says what is wrong, is counted, and leaves nobody
-    joined.
-    """
+    """Wrong token, version, name, kind, epoch: each says what is wrong, is counted, and leaves nobody joined."""
     lab = CoreLab()
     lab.node("hypervisor", "holder", pid=33)
     peer = lab.peer()
@@ -121,9 +119,7 @@ def test_a_name_whose_holder_is_gone_is_free(lab: CoreLab) -> None:
 
 
 def test_the_same_process_may_come_back_over_a_new_connection(lab: CoreLab) -> None:
-    """Same kind, name, pid and this epoch: its connection broke and it joins again; its old connection is
-    fenced.
-    """
+    """Same kind, name, pid and this epoch: its connection broke and it joins again; its old connection is fenced."""
     old = lab.node(name="app", pid=1)
     old.say(["ready"])
     new = lab.peer()
@@ -354,9 +350,7 @@ def test_attach_to_what_is_no_hypervisor(lab: CoreLab, name: str) -> None:
 
 
 def test_envelopes_are_answered_until_levels_exist(lab: CoreLab) -> None:
-    """A request comes back as its result (-ENOSYS), by the room it reserved; other kinds are refused in
-    words.
-    """
+    """A request comes back as its result (-ENOSYS), by the room it reserved; other kinds are refused in words."""
     hypervisor = lab.node("hypervisor", "hv0")
     for _ in range(300):
         hypervisor.say(values(cookie=5), b"data", lane=REQUEST)
@@ -428,9 +422,7 @@ def test_gone(lab: CoreLab) -> None:
 
 @pytest.mark.parametrize("lane", [CONTROL, EVENT])
 def test_events_reach_subscribers_on_their_lane(lab: CoreLab, lane: Lane) -> None:
-    """Telemetry on the event lane, results on the control lane, both with the sender's name, to subscribers
-    only.
-    """
+    """Telemetry on the event lane, results on the control lane, both with the sender's name, to subscribers only."""
     agent, other = lab.agent(), lab.node(name="other")
     app = lab.node()
     agent.heard()
@@ -534,9 +526,7 @@ def test_sending_to_a_lost_node(lab: CoreLab) -> None:
 
 
 def test_a_peer_that_acknowledges_nothing(lab: CoreLab) -> None:
-    """It gets a window; a bounded queue waits for it; beyond that the teller hears busy. Others are not
-    affected.
-    """
+    """It gets a window; a bounded queue waits for it; beyond that the teller hears busy. Others are not affected."""
     a, slow, other = lab.node(name="a"), lab.node(name="slow"), lab.node(name="other")
     limits = frames.LIMITS[CONTROL]
     sent = limits.window + limits.queue_records + 10

@@ -1,6 +1,4 @@
-"""The broker over real sockets: joining, refusals, telling, attaching, floods, slow and dying nodes, its own
-end.
-"""
+"""The broker over real sockets: joining, refusals, telling, attaching, floods, slow and dying nodes, its own end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A session's queues and frames: coalescing without a timer, credit, back-pressure, acknowledgement,
-succession.
-"""
+"""A session's queues and frames: coalescing without a timer, credit, back-pressure, acknowledgement, succession."""
 
 from __future__ import annotations
 
@@ -106,9 +104,7 @@ def test_control_records_leave_after_the_others() -> None:
 
 
 def test_control_is_acknowledged_at_once_and_others_by_the_64() -> None:
-    """A bare acknowledgement only when nothing of that lane goes back anyway, and on busy lanes only now and
-    then.
-    """
+    """A bare acknowledgement only when nothing of that lane goes back anyway, and on busy lanes only now and then."""
     a, b, wire = node(), broker(), Wire()
     offer(a, ["ready"])
     move(a, b)
@@ -285,9 +281,7 @@ def test_settled_means_acknowledged() -> None:
 
 
 def test_the_successor_repeats_what_was_not_acknowledged() -> None:
-    """Control records in order, declarations first; heartbeats, requests and events under way are not
-    repeated.
-    """
+    """Control records in order, declarations first; heartbeats, requests and events under way are not repeated."""
     a, b, wire = node(), broker(), Wire()
     offer(a, ["event", "acknowledged"])
     move(a, b)

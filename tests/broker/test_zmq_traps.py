@@ -150,9 +150,7 @@ def test_a_second_dealer_with_a_taken_routing_id_is_mute(net: Sockets) -> None:
 
 
 def test_routing_ids_repeat_from_broker_to_broker(net: Sockets) -> None:
-    """Generated ids are unique within one ROUTER only: a frame to an old id may reach another node, hence
-    epochs.
-    """
+    """Generated ids are unique within one ROUTER only: a frame to an old id may reach another node, hence epochs."""
     script = (
         "import sys, zmq; c = zmq.Context(); r = c.socket(zmq.ROUTER); r.linger = 0; r.bind(sys.argv[1]);"
         "d = c.socket(zmq.DEALER); d.linger = 0; d.connect(sys.argv[1]); d.send(b'x');"
@@ -218,9 +216,7 @@ def test_linger_default_is_for_ever(net: Sockets) -> None:
 
 
 def test_linger_zero_loses_last_words(net: Sockets) -> None:
-    """What was accepted and not yet written is gone: so a farewell has its own linger, an exit its
-    acknowledgement.
-    """
+    """What was accepted and not yet written is gone: so farewells and exits wait to be acknowledged."""
     outcomes = {}
     for linger in (0, 5000):
         router, dealer = net.bound(rcvhwm=5), net.connected()
@@ -240,9 +236,7 @@ def test_linger_zero_loses_last_words(net: Sockets) -> None:
 
 @pytest.mark.parametrize("name", ["HELLO_MSG", "DISCONNECT_MSG", "HICCUP_MSG", "ROUTER_NOTIFY"])
 def test_draft_options_do_not_exist(net: Sockets, name: str) -> None:
-    """Released wheels have no DRAFT interface: nobody tells a ROUTER that a peer left, so nodes send
-    heartbeats.
-    """
+    """Released wheels have no DRAFT interface: nobody tells a ROUTER that a peer left, so nodes send heartbeats."""
     assert not zmq.DRAFT_API
     router = net.socket(zmq.ROUTER)
     value = 3 if name == "ROUTER_NOTIFY" else b"x"
@@ -315,9 +309,7 @@ def test_ipc_paths_end_at_107_bytes(net: Sockets, short_tmp_path: Path) -> None:
 
 
 def test_maxmsgsize_cuts_the_connection(net: Sockets) -> None:
-    """A part beyond MAXMSGSIZE never arrives; its sender's connection is cut and it comes back as a new
-    peer.
-    """
+    """A part beyond MAXMSGSIZE never arrives; its sender's connection is cut and it comes back as a new peer."""
     router, dealer = net.bound(maxmsgsize=1000), net.connected(reconnect_ivl=20)
     routing_id = introduce(router, dealer)
     dealer.send(bytes(1001))

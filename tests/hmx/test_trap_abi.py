@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hmx import trap, vcpu_area
@@ -83,7 +85,7 @@ def test_frame_field_stands_where_the_layout_puts_it(name: str) -> None:
     row = named("frame", name)
     offset, size = number(row["offset"]), number(row["size"])
     value = int.from_bytes(bytes(range(1, size + 1)), "little")
-    blank = {"kind": 0}
+    blank: dict[str, Any] = {"kind": 0}
     raw = submitted_bytes(**{**blank, name: value})
     expected = bytearray(trap.FRAME_SIZE)
     expected[offset : offset + size] = value.to_bytes(size, "little")
@@ -160,3 +162,8 @@ def test_a_result_is_an_int32() -> None:
     """Late errors arrive zero-extended, early ones sign-extended: both read the same."""
     assert trap.int32(0x00000000FFFFFF91) == trap.int32(0xFFFFFFFFFFFFFF91) == -111
     assert trap.int32(0x1_0000_0005) == 5
+
+
+def test_exception_vectors() -> None:
+    """#UD is vector 6, #GP is vector 13 (Intel SDM vol. 3A, table 6-1)."""
+    assert {vector.name: int(vector) for vector in trap.Vector} == {"UD": 6, "GP": 13}

@@ -33,11 +33,14 @@ PRELOADED = (
 )
 
 KILLED = -int(signal.SIGKILL)
+UNREPORTED = 255
+"""What multiprocess says when the forkserver went without reporting; a real exit code as well."""
+
 GONE = -1
 """In place of a pidfd: there is nothing to signal."""
 
 _REPORT_WITHIN = 0.2
-"""Seconds that the forkserver has to report the exit code of a child whose pidfd says that it is gone."""
+"""Seconds that the forkserver has to report a child whose pidfd says that it is gone, or to go itself."""
 
 
 class SpawnError(Exception):
@@ -67,7 +70,7 @@ class Child:
         code = self._process.exitcode
         if code is None:
             return None
-        return KILLED if code == 255 and not _forkserver_lives() else int(code)
+        return KILLED if code == UNREPORTED and _forkserver_goes() else int(code)
 
     def wait(self) -> int:
         """The status of a child whose pidfd is readable."""
@@ -156,6 +159,16 @@ class Children:
             mp_forkserver._forkserver._stop()
         with contextlib.suppress(OSError, ChildProcessError):
             mp_tracker._resource_tracker._stop()
+
+
+def _forkserver_goes() -> bool:
+    """Whether the forkserver is gone, or will be in a moment: a dying process closes its pipes first."""
+    end = time.monotonic() + _REPORT_WITHIN
+    while time.monotonic() < end:
+        if not _forkserver_lives():
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def _forkserver_lives() -> bool:

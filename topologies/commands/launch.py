@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import secrets
 import sys
 from typing import TYPE_CHECKING
 
@@ -125,7 +124,7 @@ def _plan(options: Options, launcher: ProcessRuntime) -> Plan:
 def _planned(options: Options, topology: Topology, name: str, places: Places) -> Plan:
     from topologies.plan import plan
 
-    return plan(topology, places, token=secrets.token_bytes(TOKEN_BYTES), seed=options.seed, name=name)
+    return plan(topology, places, token=os.urandom(TOKEN_BYTES), seed=options.seed, name=name)
 
 
 def _load(options: Options) -> tuple[Topology, str]:

@@ -121,6 +121,11 @@ def test_facts_beside_the_golden_table() -> None:
     assert abi.GFN.pack(0x0807060504030201) == bytes(range(1, 9))
 
 
+def test_the_bound_of_32_bit_arguments() -> None:
+    """arg3 and arg4 must fit in 32 bits: the largest that does."""
+    assert abi.U32_MAX == 2**32 - 1
+
+
 def test_operations_and_flags() -> None:
     """Numbers, none missing and none invented."""
     assert {op.name.lower(): int(op) for op in Op} == {name: value for name, (value, _) in golden("op").items()}

@@ -14,8 +14,12 @@ S = 1000 * MS
 INTERRUPT = Fault(ExitCode.INTERRUPTED, "interrupted")
 
 
+def phase_of(driver: Driver) -> Phase:
+    return driver.core.phase
+
+
 def verdict(driver: Driver) -> tuple[int, tuple[str, ...]]:
-    assert driver.core.phase is Phase.DOWN
+    assert phase_of(driver) is Phase.DOWN
     assert driver.nothing_left()
     outcome = driver.core.outcome(driver.now)
     return int(outcome.code), outcome.reasons
@@ -74,7 +78,7 @@ def test_a_guest_may_end_before_the_others_are_ready() -> None:
     driver.end("sender", 0)
     driver.spawn("receiver")
     driver.core.ready("receiver", 0)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING
     driver.end("receiver", 0)
     assert finished(driver) == (0, ())
 
@@ -94,7 +98,7 @@ def test_a_start_that_takes_too_long_is_a_timeout(phase: Phase, name: str) -> No
     within = ROWS[phase].within
     assert within is not None
     driver.wait(within - 1)
-    assert driver.core.phase is phase
+    assert phase_of(driver) is phase
     driver.wait(1)
     code, reasons = finished(driver)
     assert code == 6
@@ -118,7 +122,7 @@ def test_a_run_ends_when_its_programs_have_ended() -> None:
     """Exit code 0; counters are asked for while hypervisors live, then guests, hypervisors, broker leave."""
     driver = Driver(lab_spec()).begin().up_to(Phase.RUNNING)
     driver.end("receiver", 0)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING
     driver.end("sender", 0)
     assert driver.counters_asked == ["hv0"]
     assert finished(driver) == (0, ())
@@ -133,11 +137,11 @@ def test_results_arrive_before_the_lab_goes_down() -> None:
     driver = Driver(lab_spec(guests={"a": "hv0"})).begin().up_to(Phase.RUNNING)
     driver.end("a", 0, goodbye=False)
     driver.core.counters("hv0", {}, 0)
-    assert driver.core.phase is Phase.COLLECTING
+    assert phase_of(driver) is Phase.COLLECTING
     driver.core.result("a", {"bytes": 5})
     driver.core.result("a", {"sha256": "x"})
     driver.core.said_goodbye("a", "", 0)
-    assert driver.core.phase is Phase.STOPPING_HYPERVISORS
+    assert phase_of(driver) is Phase.STOPPING_HYPERVISORS
     driver.obey()
     node = next(node for node in driver.core.outcome(0).nodes if node.name == "a")
     assert dict(node.result) == {"bytes": 5, "sha256": "x"}
@@ -148,7 +152,7 @@ def test_a_silent_hypervisor_does_not_hold_the_end_up() -> None:
     driver = Driver(lab_spec(guests={"a": "hv0"})).begin().up_to(Phase.RUNNING)
     driver.end("a", 0)
     driver.wait(500 * MS)
-    assert driver.core.phase is Phase.STOPPING_HYPERVISORS
+    assert phase_of(driver) is Phase.STOPPING_HYPERVISORS
     assert finished(driver) == (0, ())
 
 
@@ -228,9 +232,9 @@ def test_a_check_whose_time_is_up() -> None:
     driver.wait(3 * S)
     driver.up_to(Phase.RUNNING)
     driver.wait(2 * S - 1)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING
     driver.wait(1)
-    assert driver.core.phase is Phase.COLLECTING
+    assert phase_of(driver) is Phase.COLLECTING
     code, reasons = finished(driver)
     assert code == 1
     assert "guest sender has not ended" in reasons[0]
@@ -241,9 +245,9 @@ def test_servers_do_not_hold_up_a_run_whose_checks_are_decided() -> None:
     """A guest that no check names and that does not end by itself is stopped, and is no fault."""
     driver = Driver(lab_spec(checks=(CheckSpec("ok", "sender"),))).begin().up_to(Phase.RUNNING)
     driver.end("sender", 0)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING
     driver.wait(STRAGGLERS)
-    assert driver.core.phase is Phase.COLLECTING
+    assert phase_of(driver) is Phase.COLLECTING
     assert finished(driver) == (0, ())
     assert driver.state("receiver") is NodeState.STOPPED
 
@@ -314,7 +318,7 @@ def test_who_survives_sigkill_is_reported_and_not_waited_for() -> None:
     driver.immortal.add("a")
     driver.core.stop(None, 0)
     driver.wait(S + KILLED_WITHIN)
-    assert driver.core.phase is Phase.STOPPING_HYPERVISORS
+    assert phase_of(driver) is Phase.STOPPING_HYPERVISORS
     driver.alive.discard("a")
     driver.obey()
     outcome = driver.core.outcome(driver.now)
@@ -332,7 +336,7 @@ def test_a_lab_that_is_up_outlives_its_nodes() -> None:
     driver.end("receiver", 0)
     driver.end("hv0", 1)
     driver.wait(100 * S)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING
     assert driver.state("hv0") is NodeState.FAILED
     driver.core.stop(None, driver.now)
     assert finished(driver) == (0, ())
@@ -350,4 +354,4 @@ def test_the_deadline_of_up_is_for_coming_up() -> None:
     """`up --timeout`: nothing happens when it passes later."""
     driver = Driver(lab_spec(mode=Mode.UP, timeout_ns=S)).begin().up_to(Phase.RUNNING)
     driver.wait(10 * S)
-    assert driver.core.phase is Phase.RUNNING
+    assert phase_of(driver) is Phase.RUNNING

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from topologies.agent.phases import LIVING, MOVES, NODE_MOVES, PHASES, ROWS, Late, NodeEvent, Phase, Until
 from topologies.runtime import ENDED, NodeKind, NodeState
 
@@ -9,7 +11,7 @@ from topologies.runtime import ENDED, NodeKind, NodeState
 def test_every_phase_has_one_row_and_leads_to_the_next() -> None:
     """From the first row the table is walked to its last; DOWN is the only one that stays."""
     assert [row.phase for row in PHASES] == list(Phase)
-    for row, after in zip(PHASES, PHASES[1:], strict=False):
+    for row, after in pairwise(PHASES):
         assert row.then is after.phase
     assert PHASES[-1].then is Phase.DOWN
     assert len(ROWS) == len(PHASES)
