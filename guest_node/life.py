@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,13 @@ class World:
     randomness: random.Random
 
 
-async def live(config: GuestConfig, vcpu: Vcpu, memory: GuestMemoryView, world: World) -> Ending:
+async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryView, world: World) -> Ending:
     """Boot, run the program, report.  Never raises for what a program or a hypervisor does wrong."""
-    vcpu.start()
+    for vcpu in vcpus:
+        vcpu.start()
     try:
         program = load(config.program, config.base_dir)
-        kernel = await boot(vcpu, memory)
+        kernel = await boot(vcpus, memory)
     except (BootError, LoadError) as error:
         world.log(f"{type(error).__name__}: {error}")
         return Ending(FAILED, str(error))
@@ -83,10 +84,11 @@ def _raised(error: Exception, world: World) -> Ending:
 
 
 def counters(kernel: Kernel) -> dict[str, Any]:
-    """What the guest's side counted: `arch` and `host` apart."""
-    vcpu = asdict(kernel.vcpu.counters)
+    """What the guest's side counted over all its vCPUs: `arch` and `host` apart."""
+    counted = [asdict(vcpu.counters) for vcpu in kernel.vcpus]
+    total = {name: sum(each[name] for each in counted) for name in counted[0]}
     return {
-        "arch": {name: vcpu[name] for name in ("traps", "interrupts_delivered")}
+        "arch": {name: total[name] for name in ("traps", "interrupts_delivered")}
         | {"hypercalls": kernel.argo.hypercalls},
-        "host": {name: vcpu[name] for name in ("doorbells", "parks")},
+        "host": {name: total[name] for name in ("doorbells", "parks")},
     }

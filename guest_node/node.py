@@ -93,14 +93,15 @@ async def run(config: GuestConfig, link: ZmqLink) -> Ending:
     attachment = await shell.attach()
     ram = attachment.ram
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
-    vcpu = Vcpu(0, GuestSide(attachment.area(0)), attachment.bells[0])
+    vcpus = [Vcpu(index, GuestSide(attachment.area(index)), bells) for index, bells in enumerate(attachment.bells)]
     files = DirectoryFiles(config.base_dir, config.output_dir)
     world = World(shell.tell, lambda text: print(text, flush=True), files, random.Random(config.seed))
-    living = shell.loop.create_task(live(config, vcpu, memory, world))
+    living = shell.loop.create_task(live(config, vcpus, memory, world))
 
     def hypervisor_gone() -> None:
         shell.loop.remove_reader(attachment.connection.fileno())
-        vcpu.stop(HypervisorGone(f"hypervisor {config.hypervisor} is gone"))
+        for vcpu in vcpus:
+            vcpu.stop(HypervisorGone(f"hypervisor {config.hypervisor} is gone"))
         living.cancel()
 
     # It never says anything after the handshake: readable means that it ended.

@@ -44,9 +44,14 @@ def running_labs() -> list[Lab]:
 
 
 def _state_of(control: Path) -> dict[str, Any] | None:
+    """What the agent at `control` says; what it recorded last if it is there and does not answer."""
     answers: list[dict[str, Any]] = []
     try:
-        ask(control, "state", answers.append, ANSWER_WITHIN)
+        if not ask(control, "state", answers.append, ANSWER_WITHIN):
+            return None
+    except TimeoutError:
+        path = rundir.run_directory_of(control.parent)
+        return None if path is None else rundir.read_state(path)
     except OSError:
         return None
     found = [answer for answer in answers if "lab" in answer]

@@ -216,7 +216,11 @@ def socket_directories() -> list[Path]:
 
 
 def is_socket_directory(path: Path) -> bool:
-    """Whether `path` is named and owned as a socket directory is.  Only such a directory is ever removed."""
+    """Whether `path` is what a socket directory is by name, place, owner and content.
+
+    Only such a directory is ever removed.  The content matters because a lab may be called ``0a1b2c3d``, and where the
+    base is the temporary directory's, its run directory lies among socket directories.
+    """
     name = path.name
     if len(name) != _HEX_DIGITS or not set(name) <= set("0123456789abcdef"):
         return False
@@ -224,9 +228,12 @@ def is_socket_directory(path: Path) -> bool:
         return False
     try:
         found = os.lstat(path)
+        modes = [os.lstat(path / entry).st_mode for entry in os.listdir(path)]
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    return all(stat.S_ISSOCK(mode) or stat.S_ISLNK(mode) for mode in modes)
 
 
 def remove_socket_directory(path: Path) -> None:

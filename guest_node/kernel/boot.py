@@ -7,6 +7,7 @@ public/event_channel.h).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,9 +42,9 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A booted guest kernel."""
+    """A booted guest kernel.  Its Argo calls go through vCPU 0, where VIRQ_ARGO is bound."""
 
-    vcpu: Vcpu
+    vcpus: tuple[Vcpu, ...]
     memory: GuestMemoryView
     probe: Probe
     argo: Argo
@@ -74,8 +75,9 @@ async def probe(vcpu: Vcpu) -> Probe:
     raise BootError(f"no Xen among the hypervisors that CPUID announces: {found or 'none'}")
 
 
-async def boot(vcpu: Vcpu, memory: GuestMemoryView) -> Kernel:
-    """Probe, place shared_info, bind VIRQ_ARGO.  BootError when the hypervisor refuses."""
+async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView) -> Kernel:
+    """Probe, place shared_info, bind VIRQ_ARGO, all on vCPU 0.  BootError when the hypervisor refuses."""
+    vcpu = vcpus[0]
     found = await probe(vcpu)
     frame = memory.pages.allocate(1)
     window = memory.window(frame * PAGE_SIZE, PAGE_SIZE)
@@ -93,7 +95,8 @@ async def boot(vcpu: Vcpu, memory: GuestMemoryView) -> Kernel:
     if ret < 0:
         raise BootError(f"the hypervisor refuses to place shared_info at frame {frame}: {_name(ret)}")
     page = EventChannelPage(window)
-    vcpu.attach_page(page)
+    for each in vcpus:
+        each.attach_page(page)
 
     argo = Argo(vcpu, memory, found.door)
     xen.BIND_VIRQ.pack_into(ram, arguments, VIRQ_ARGO, 0, 0)
@@ -103,7 +106,7 @@ async def boot(vcpu: Vcpu, memory: GuestMemoryView) -> Kernel:
     port = xen.BIND_VIRQ.unpack_from(ram, arguments)[2]
     vcpu.on_port(port, argo.virq)
     memory.pages.release(arguments // PAGE_SIZE, 1)
-    return Kernel(vcpu, memory, found, argo, page, port)
+    return Kernel(tuple(vcpus), memory, found, argo, page, port)
 
 
 def _name(ret: int) -> str:

@@ -42,9 +42,10 @@ class World:
     async def guest(self, domid: int, vcpus: int = 1) -> Kernel:
         memory = SharedMemory(MIB)
         areas, bells = self.machine.create_domain(domid, memory, vcpus, name=f"g{domid}")
-        vcpu = Vcpu(0, GuestSide(areas[0]), bells[0])
-        vcpu.start()
-        return await boot(vcpu, memory.guest)
+        cpus = [Vcpu(index, GuestSide(area), bells[index]) for index, area in enumerate(areas)]
+        for vcpu in cpus:
+            vcpu.start()
+        return await boot(cpus, memory.guest)
 
 
 def simulate(seed: int, main: Callable[[World], Awaitable[None]], personality: Personality | None = None) -> None:
@@ -102,7 +103,7 @@ def test_a_message_wakes_its_receiver(seed: int) -> None:
             1,
             77,
         )
-        assert b.vcpu.counters.interrupts_delivered == 1
+        assert b.vcpus[0].counters.interrupts_delivered == 1
 
     simulate(seed, main)
 
@@ -174,7 +175,7 @@ def test_many_tasks_share_one_vcpu(seed: int) -> None:
         await b.argo.register_ring(b.argo.allocate_ring(0x8000), 9, DOMID_ANY)
 
         async def leaf(number: int) -> None:
-            done = await a.vcpu.trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=0x4000_0000 + number % 2))
+            done = await a.vcpus[0].trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=0x4000_0000 + number % 2))
             assert done.regs[0] == (0x4000_0005 if number % 2 == 0 else 4 << 16 | 22)
 
         async def chain(number: int) -> None:
@@ -195,7 +196,7 @@ def test_an_instruction_cannot_be_taken_back(seed: int) -> None:
 
         async def task() -> None:
             for _ in range(2):
-                done = await a.vcpu.trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=1))
+                done = await a.vcpus[0].trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=1))
                 seen.append(done.outcome)
                 await asyncio.sleep(0)
 
@@ -205,7 +206,7 @@ def test_an_instruction_cannot_be_taken_back(seed: int) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
         assert seen == [Outcome.DONE] * len(seen) and len(seen) <= 1
-        assert not a.vcpu.area.outstanding
+        assert not a.vcpus[0].area.outstanding
 
     simulate(seed, main)
 
@@ -218,7 +219,7 @@ def test_timeouts_survive_a_trap_that_swallowed_them() -> None:
 
         async def forever() -> None:
             while True:
-                await a.vcpu.trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=1))
+                await a.vcpus[0].trap(Trap(Kind.CPUID, (0, 0, 0, 0), address=1))
                 await asyncio.sleep(0.01)
 
         with pytest.raises(TimeoutError):
@@ -235,13 +236,13 @@ def test_a_dead_hypervisor_fails_every_trap() -> None:
     async def main(world: World) -> None:
         a = await world.guest(1)
         world.machine.destroy_domain(1)
-        waiting = asyncio.create_task(a.vcpu.trap(Trap(Kind.CPUID, ())))
+        waiting = asyncio.create_task(a.vcpus[0].trap(Trap(Kind.CPUID, ())))
         await asyncio.sleep(0.1)
-        a.vcpu.stop(ConnectionError("the hypervisor is gone"))
+        a.vcpus[0].stop(ConnectionError("the hypervisor is gone"))
         with pytest.raises(ConnectionError):
             await waiting
         with pytest.raises(ConnectionError):
-            await a.vcpu.trap(Trap(Kind.CPUID, ()))
+            await a.vcpus[0].trap(Trap(Kind.CPUID, ()))
 
     simulate(0, main)
 
@@ -262,3 +263,16 @@ def test_pages_are_given_out_once_and_coalesce() -> None:
     with pytest.raises(ValueError):
         PageAllocator(1)
     assert PAGE_SIZE == 4096
+
+
+@SEEDS
+def test_every_vcpu_traps_for_itself(seed: int) -> None:
+    """Four vCPUs on one loop: each learns its own number from the HVM leaf, all at once."""
+
+    async def main(world: World) -> None:
+        a = await world.guest(1, vcpus=4)
+        leaf = Trap(Kind.CPUID, (0, 0, 0, 0), address=0x4000_0004)
+        done = await asyncio.gather(*(vcpu.trap(leaf) for vcpu in a.vcpus for _ in range(5)))
+        assert [completion.regs[1] for completion in done] == [n for n in range(4) for _ in range(5)]
+
+    simulate(seed, main)

@@ -88,6 +88,7 @@ TARGETS: Final = (
     Target("topologies.exitcodes", "ExitCode", ("tests/topologies/test_exitcodes.py",)),
     Target("topologies.exitcodes", "EXIT_CODES", ("tests/topologies/test_exitcodes.py",)),
     Target("topologies.programs", "BUILTINS", _SCHEMA),
+    Target("topologies.report", "COLUMNS", ("tests/topologies/test_report.py",)),
     Target("topologies.translate", "WORDS", _SCHEMA),
     Target("topologies.units", "SIZE_UNITS", ("tests/topologies/test_units.py",)),
     Target("topologies.units", "DURATION_UNITS", ("tests/topologies/test_units.py",)),

@@ -72,15 +72,13 @@ def tracked_files() -> list[Path]:
 
     What the repository tracks or would track; outside a repository, everything but what .gitignore names.
     """
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listing.returncode == 0:
-        found = [Path(name) for name in listing.stdout.decode().split("\0") if name]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+        found = [Path(name) for name in listing.decode().split("\0") if name]
         return sorted({path for path in found if (ROOT / path).is_file()})
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no repository
+        pass
     ignored = {".venv", "build", "dist", ".git", "__pycache__", ".hypothesis"}
     every = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
     return sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_the_tar_outside_a_repository(tree: Path) -> None:
     assert (tree / "build" / "quickstart.tar").read_bytes() == first
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_tar_of_a_repository(tree: Path) -> None:
     """In a repository the tracked files are packed, and a tracked file that is gone is no error."""
     (tree / "data").write_bytes(bytes(3 << 20))

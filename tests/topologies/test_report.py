@@ -39,6 +39,7 @@ def test_the_table_of_a_transfer() -> None:
     assert [column.title for column in columns] == [
         "guest", "exit", "SHA-256", "bytes", "messages", "hypercalls", "doorbells", "interrupts", "MiB/s",
     ]  # fmt: skip
+    assert [column.number for column in columns] == [False] * 3 + [True] * 6, "numbers stand to the right"
     assert rows == [["sender", "0", "0123456789ab equal", "3145728", "7", "11", "3", "5", "6.0"]]
 
 

@@ -135,12 +135,25 @@ def test_a_temporary_directory_beyond_any_socket_path(tmp_path: Path, monkeypatc
 def test_only_socket_directories_are_removed(base: Path, tmp_path: Path) -> None:
     """A link that leads elsewhere never makes us delete what is not ours."""
     sockets = rundir.new_socket_directory()
-    for path in (tmp_path, base, base / "s", sockets / "sub", tmp_path / "01234567"):
+    for path in (tmp_path, base, base / "s", tmp_path / "01234567"):
         path.mkdir(exist_ok=True)
         rundir.remove_socket_directory(path)
         assert path.is_dir()
     rundir.remove_socket_directory(sockets)
     assert not sockets.exists()
+
+
+def test_a_lab_may_be_called_like_a_socket_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the base is in the temporary directory the two kinds lie side by side."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(rundir, "base_path", lambda _environ=None: tmp_path / f"argosy-{os.geteuid()}")
+    taken = RunDirectory.take(rundir.run_path("0a1b2c3d"), None)
+    assert not rundir.is_socket_directory(taken.path)
+    assert rundir.socket_directories() == []
+    rundir.remove_socket_directory(taken.path)
+    taken.write_state({"lab": "0a1b2c3d"})
+    assert rundir.recorded_labs() == [taken.path]
+    taken.release()
 
 
 # ---- run directories --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from topologies.agent.preload import die_with_parent
+from topologies.agent.preload import Orphaned, die_with_parent
 
 LOG = "log"
 CRASH = "crash"
@@ -56,9 +56,12 @@ def run_node(forkserver: int, node_dir: str, entry: str, config: Any) -> None:
         entry: ``module:function`` of the node's main.
         config: its argument.
     """
-    code = INTERNAL_ERROR
     try:
         die_with_parent(forkserver)
+    except Orphaned:
+        os._exit(INTERNAL_ERROR)  # as quietly as those whom the kernel kills with it
+    code = INTERNAL_ERROR
+    try:
         redirect_output(Path(node_dir, LOG))
         hook = os.environ.get(HOOK_VARIABLE)
         if hook:

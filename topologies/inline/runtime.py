@@ -230,11 +230,11 @@ class _Lab:
         ending = Ending(0, "told to stop")
         try:
             memory, areas, bells = machine.attach(config.domid)
-            vcpu = Vcpu(0, GuestSide(areas[0]), bells[0])
+            vcpus = [Vcpu(index, GuestSide(area), bells[index]) for index, area in enumerate(areas)]
             files = DirectoryFiles(config.base_dir, config.output_dir)
             generator = random.Random(config.seed)
             world = World(lambda record: self._tell(config.name, record), lines.append, files, generator)
-            ending = await live(config, vcpu, memory.guest, world)
+            ending = await live(config, vcpus, memory.guest, world)
         except asyncio.CancelledError:
             pass
         finally:
