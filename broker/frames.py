@@ -78,20 +78,19 @@ class FrameKind(IntEnum):
 
 
 class KindRule(NamedTuple):
-    """What a frame of a kind may hold.  `numbered`: its records count in the lane's sequence."""
+    """What a frame of a kind may hold."""
 
     kind: FrameKind
     lanes: tuple[Lane, ...]
     min_records: int
     max_records: int
     payload: bool
-    numbered: bool
 
 
 KINDS: Final = (
-    KindRule(FrameKind.HANDSHAKE, (Lane.CONTROL,), 1, 1, False, False),
-    KindRule(FrameKind.RECORDS, (Lane.CONTROL, Lane.REQUEST, Lane.EVENT), 1, MAX_RECORDS, True, True),
-    KindRule(FrameKind.ACK, (Lane.CONTROL, Lane.REQUEST, Lane.EVENT), 0, 0, False, False),
+    KindRule(FrameKind.HANDSHAKE, (Lane.CONTROL,), 1, 1, False),
+    KindRule(FrameKind.RECORDS, (Lane.CONTROL, Lane.REQUEST, Lane.EVENT), 1, MAX_RECORDS, True),
+    KindRule(FrameKind.ACK, (Lane.CONTROL, Lane.REQUEST, Lane.EVENT), 0, 0, False),
 )
 _RULES: Final = {int(row.kind): row for row in KINDS}
 _LANES: Final = {int(lane): lane for lane in Lane}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from guest_node.drivers.core import ArgoDriver
+from guest_node.drivers.rings import Randomness
 from guest_node.drivers.sockets import ArgoSockets
 from guest_node.files import Files
 from hmx.argo.calls import ArgoCalls
@@ -37,6 +38,7 @@ class Guest:
         arguments: Mapping[str, Any],
         peers: Mapping[str, int],
         randomness: random.Random,
+        driver_randomness: Randomness,
         files: Files,
         log: Callable[[str], None],
     ) -> None:
@@ -46,7 +48,8 @@ class Guest:
         self.peers = MappingProxyType(dict(peers))
         self.random = randomness
         self.files = files
-        self.driver = ArgoDriver(calls, randomness)
+        # The driver's draws depend on timing (ports, retries); a program's own are the same in every run of a seed.
+        self.driver = ArgoDriver(calls, driver_randomness)
         self.argo = ArgoSockets(self.driver)
         self.results: dict[str, Any] = {}
         self._log = log

@@ -41,7 +41,8 @@ class World:
     tell: Callable[[list[Any]], object]
     log: Callable[[str], None]
     files: Files
-    randomness: random.Random
+    randomness: random.Random  # the program's
+    driver_randomness: random.Random
 
 
 async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryView, world: World) -> Ending:
@@ -59,7 +60,7 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
     world.tell(["event", "probe", kernel.probe.door.door, f"{kernel.probe.base:#x}", kernel.probe.domid])
     guest = Guest(
         name=config.name, domid=kernel.probe.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
-        randomness=world.randomness, files=world.files, log=world.log,
+        randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
     )  # fmt: skip
     world.tell(["ready"])
     ending = await _run(program, guest, world)

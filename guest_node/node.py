@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import sys
 from typing import Any, Final
@@ -17,6 +16,7 @@ from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
 from guest_node.kernel.argo import GuestMemoryView
 from guest_node.life import Ending, World, live
+from guest_node.seeds import generators
 from guest_node.vcpu import Vcpu
 from hmx.attach import AttachError
 from hmx.memory import Window
@@ -95,7 +95,7 @@ async def run(config: GuestConfig, link: ZmqLink) -> Ending:
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
     vcpus = [Vcpu(index, GuestSide(attachment.area(index)), bells) for index, bells in enumerate(attachment.bells)]
     files = DirectoryFiles(config.base_dir, config.output_dir)
-    world = World(shell.tell, lambda text: print(text, flush=True), files, random.Random(config.seed))
+    world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed))
     living = shell.loop.create_task(live(config, vcpus, memory, world))
 
     def hypervisor_gone() -> None:

@@ -72,7 +72,6 @@ class ArgoDriver:
         self._watched: dict[object, tuple[Address, Callable[[], None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._kicked = False
-        self._owed = False  # something was consumed since the last notify
         self._look = False  # the tick wants the watched addresses looked at
         self._sleeping: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -150,14 +149,12 @@ class ArgoDriver:
         self.counters.turns += 1
         self._kicked = False
         moved = self.rings.receive_pass()
-        if moved:
-            self._owed = True
         await self.controls.flush_all()
         if self._look:
             self._look = False
             await whole(self._look_at_watched())
-        while (queries := self.wakeups.batch()) or self._owed:
-            self._owed = False
+        while (queries := self.wakeups.batch()) or self.rings.freed:
+            self.rings.freed = False
             await whole(self._notify(queries))
         if moved:
             await asyncio.sleep(0)  # readers run, and what came meanwhile is seen by the next turn
@@ -182,7 +179,6 @@ class ArgoDriver:
     def look(self) -> None:
         """Pass over the rings now, in the caller's task."""
         if self.rings.receive_pass():
-            self._owed = True
             self.kick()
 
     def resume(self, ring: DriverRing) -> None:
@@ -193,7 +189,7 @@ class ArgoDriver:
     def consumed(self, ring: DriverRing) -> None:
         """A socket took messages from `ring` itself: look at it again, and notify."""
         ring.held = False
-        self._owed = True
+        self.rings.freed = True
         self.kick()
 
     # -- room in foreign rings ----

@@ -150,10 +150,11 @@ class StreamListener:
             await release()
             return
         socket.attach([ring for ring in (own.ring if own else None, self._ring) if ring is not None], forget, release)
-        if core.state is State.OPENING and self._core.state is State.LISTENING:
+        acknowledged = core.state is State.OPENING and self._core.state is State.LISTENING
+        if acknowledged:
             core.step(Event.READY)
             await self._driver.controls.flush(core.peer)
-        if core.state is State.ACCEPTED or core.inbox:
+        if acknowledged and not core.error:  # a peer that has closed already counts: it was connected
             self._ready.append(socket)
             self._wake()
         else:

@@ -80,6 +80,7 @@ class Rings:
         self._changed = changed
         self._rings: dict[tuple[int, int], DriverRing | None] = {}  # by (port, partner); None: being registered
         self.counters = RingCounters()
+        self.freed = False  # room was made in a ring since the owner last looked here: a notify is due
 
     def __iter__(self) -> Iterator[DriverRing]:
         return iter([ring for ring in self._rings.values() if ring is not None])
@@ -161,7 +162,7 @@ class Rings:
         self._calls.release_ring(ring.memory)
 
     def receive_pass(self) -> bool:
-        """Hand over what lies in the rings now.  Whether anything was consumed."""
+        """Hand over what lies in the rings now.  Whether any message was consumed."""
         moved = False
         for ring in list(self._rings.values()):
             if ring is not None and not ring.held and self._drain(ring):
@@ -169,7 +170,7 @@ class Rings:
         return moved
 
     def _drain(self, ring: DriverRing) -> bool:
-        """Hand over what lies in `ring` now, not what arrives meanwhile.  Whether anything was consumed."""
+        """Hand over what lies in `ring` now, not what arrives meanwhile.  Whether any message was consumed."""
         consumer, sink = ring.consumer, ring.sink
         rest = consumer.available()
         taken = 0
@@ -188,10 +189,12 @@ class Rings:
                 consumer.consume()
                 taken += 1
         except RingCorrupt:
+            # Not counted as progress: while its tx_ptr is nonsense too, the ring stays corrupt, pass after pass.
             consumer.recover()
             self.counters.corrupt += 1
+            self.freed = True
             sink.lost(ring)
-            return True
-        finally:
+        if taken:
             self.counters.messages += taken
+            self.freed = True
         return taken > 0

@@ -31,6 +31,7 @@ class Lab:
             arguments=arguments,
             peers={other: number for other, number in self.domids.items() if other != name},
             randomness=random.Random(f"{name}"),
+            driver_randomness=random.Random(f"{name} driver"),
             files=self.files[name],
             log=self.logs[name].append,
         )

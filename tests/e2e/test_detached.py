@@ -65,6 +65,22 @@ def test_a_detached_lab_tells_of_its_dead(rig: Rig) -> None:
     row = next(line for line in rig.run("ps").stdout.splitlines() if " app " in line)
     assert "died" in row
     assert "killed by SIGKILL" in row
+    events = (rig.base / "lab" / "nodes" / "app" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in events if "probe" not in line] == [
+        "starting",
+        "joined",
+        "ready",
+        "died",
+        "exited",
+    ]
+
+    os.kill(rig.nodes()["hv0"]["pid"], signal.SIGSTOP)
+    wait_until(lambda: rig.nodes()["hv0"]["silent"] is not None, 10)
+    row = next(line for line in rig.run("ps").stdout.splitlines() if " hv0 " in line)
+    assert "unresponsive" in row
+    assert "not heard for" in row
+    os.kill(rig.nodes()["hv0"]["pid"], signal.SIGCONT)
+    wait_until(lambda: rig.nodes()["hv0"]["silent"] is None)
     assert rig.run("down", "lab").returncode == 0
     assert rig.leftovers() == []
 

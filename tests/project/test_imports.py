@@ -43,6 +43,7 @@ SOCKETS = frozenset({"socket", "socketserver", "ssl", "select", "selectors", "zm
 SANS_IO = CLOCKS | THREADS | PROCESSES | SOCKETS | {"asyncio", "tempfile"}
 CHANCE = frozenset({"random", "secrets", "uuid"})
 GUEST_SHELLS = ("guest_node/node.py", "guest_node/attach.py")
+GUEST_CHANCE = ("guest_node/seeds.py",)
 PICKLE_PATH = ("topologies/processes.py", "topologies/agent/*")
 """Launcher to agent to the child it has just started, over an inherited pipe."""
 
@@ -73,7 +74,7 @@ BANS = (
     Ban("broker/router.py", SANS_IO | CHANCE, (), "the router core does no I/O"),
     Ban("broker/link.py", SANS_IO | CHANCE, (), "what nodes see of the fabric does no I/O"),
     Ban("guest_node/*", CLOCKS | THREADS | PROCESSES | SOCKETS, GUEST_SHELLS, "programs have `guest` and asyncio"),
-    Ban("guest_node/*", CHANCE, GUEST_SHELLS, "programs have `guest.random`"),
+    Ban("guest_node/*", CHANCE, GUEST_CHANCE, "programs have `guest.random`"),
     *(Ban(f"{package}/*", UNPICKLERS, PICKLE_PATH, "nothing from a socket is unpickled") for package in PACKAGES),
 )
 

@@ -79,7 +79,7 @@ class Node:
         "pid",
         "result",
         "signal",
-        "silent",
+        "silent_since_ns",
         "since_ns",
         "spec",
         "state",
@@ -94,7 +94,7 @@ class Node:
         self.signal: int | None = None
         self.detail = ""
         self.goodbye = False
-        self.silent = ""
+        self.silent_since_ns: int | None = None
         self.was_ready = False
         self.since_ns = 0
         self.result: Mapping[str, Any] = {}
@@ -174,11 +174,11 @@ class LabCore:
             self._move(name, NodeEvent.READY, now)
             self._walk(now)
 
-    def silent(self, name: str, words: str) -> None:
-        """The broker has not heard `name` for a while, or (no words) hears it.  Silence kills nothing."""
+    def silent(self, name: str, since: int | None) -> None:
+        """The broker has not heard `name` since then, or (None) hears it.  Silence kills nothing."""
         node = self._nodes.get(name)
         if node is not None:
-            node.silent = words
+            node.silent_since_ns = since
 
     def said_goodbye(self, name: str, reason: str, now: int) -> None:
         """`name` told the broker that it ends, and why; its results came before."""

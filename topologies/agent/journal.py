@@ -35,6 +35,11 @@ def start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
 
 
+def _seconds(now: int, since: int | None) -> float | None:
+    """How long ago, in seconds."""
+    return None if since is None else round((now - since) / SECOND, 3)
+
+
 def node_state(node: NodeOutcome) -> dict[str, Any]:
     """What a state says of a node, whichever runtime it lived in."""
     return {
@@ -46,7 +51,7 @@ def node_state(node: NodeOutcome) -> dict[str, Any]:
         "pid": None,
         "started": None,
         "since": None,
-        "silent": "",
+        "silent": None,
         "exit": node.exit,
         "signal": node.signal,
         "detail": node.detail,
@@ -97,14 +102,14 @@ class Journal:
             "nodes": [],
         }
         for node in self._core.nodes():
-            age = (now - node.since_ns) / SECOND if node.since_ns else 0.0
+            age = _seconds(now, node.since_ns or None)
             state["nodes"].append(
                 {
                     **node_state(node.outcome()),
                     "pid": node.pid,
                     "started": start_time(node.pid) if node.pid and node.lives else None,
-                    "since": round(wall - age, 3) if node.since_ns else None,
-                    "silent": node.silent,
+                    "since": None if age is None else round(wall - age, 3),
+                    "silent": _seconds(now, node.silent_since_ns),
                 }
             )
         if outcome is not None:

@@ -53,7 +53,10 @@ class Late(Enum):
 
 
 class PhaseRow(NamedTuple):
-    """One phase: whose it is, what ends it, how long that may take (ns), what then, and the words for it."""
+    """One phase: whose it is, what ends it, how long that may take (ns), what then, and the words for it.
+
+    `kind` is that of the nodes that are started or stopped; None in a phase that does neither.
+    """
 
     phase: Phase
     kind: NodeKind | None
@@ -82,7 +85,7 @@ PHASES: Final = (
         Phase.COLLECTING, "running",
     ),
     PhaseRow(
-        Phase.COLLECTING, NodeKind.HYPERVISOR, Until.TOLD, 500 * MILLISECOND, Late.GO_ON,
+        Phase.COLLECTING, None, Until.TOLD, 500 * MILLISECOND, Late.GO_ON,
         Phase.STOPPING_GUESTS, "collecting results",
     ),
     PhaseRow(

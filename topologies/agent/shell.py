@@ -20,6 +20,7 @@ from typing import Any
 
 from broker.client import ZmqLink
 from broker.frames import Lane
+from broker.router import SILENCE_NS
 from topologies.agent.children import Child, Children, SpawnError
 from topologies.agent.control import Client, ControlSocket, LineWriter
 from topologies.agent.core import LabCore
@@ -31,6 +32,8 @@ from topologies.rundir import RunDirectory
 from topologies.runtime import Fault, NodeKind, Outcome
 
 BROKER, AGENT = "broker", "agent"
+TOLD_BY_BROKER = ("joined", "ready")
+"""States of a node that stand in its events because the broker announces them."""
 HEARTBEAT = 500 * MILLISECOND
 LOOK_FOR_BROKER = 2 * MILLISECOND
 STATE_EVERY = 100 * MILLISECOND
@@ -262,7 +265,7 @@ class Shell:
             self._core.ready(name, now)
         elif state == "exited":
             self._core.said_goodbye(name, _reason(detail), now)
-        self._core.silent(name, detail if state == "unresponsive" else "")
+        self._core.silent(name, now - SILENCE_NS if state == "unresponsive" else None)
         self._dirty = True
 
     def _note(self, node: str, code: str, fields: tuple[Any, ...]) -> None:
@@ -294,7 +297,7 @@ class Shell:
         self._launcher.write(record)
         for client in self._going_down:
             client.writer.write(record)
-        if record["what"] == "node":
+        if record["what"] == "node" and record["state"] not in TOLD_BY_BROKER:
             self._journal.event(record["name"], record["state"], (record["detail"],))
         self._dirty = True
 

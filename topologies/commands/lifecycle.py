@@ -56,12 +56,11 @@ def ps(form: Format, *, everything: bool = False) -> int:
 
 def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
     alive = lab.running and node["state"] in ("starting", "joined", "ready", "stopping")
-    state = node["state"]
-    if alive and node["silent"]:
-        state = "unresponsive"
+    state, detail = node["state"], node["detail"]
+    if alive and node["silent"] is not None:
+        state, detail = "unresponsive", f"not heard for {node['silent']:.0f} s"
     elif not lab.running and "outcome" not in lab.state:
         state = "lost"  # the agent was killed, and its nodes with it
-    detail = node["silent"] if alive and node["silent"] else node["detail"]
     if node["signal"] is not None and not detail:
         detail = f"killed by {signal_name(node['signal'])}"
     elif node["exit"] is not None and not detail:

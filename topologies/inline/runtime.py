@@ -20,6 +20,7 @@ from broker.frames import Lane
 from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
 from guest_node.life import Ending, World, live
+from guest_node.seeds import generators
 from guest_node.vcpu import Vcpu
 from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
@@ -232,8 +233,8 @@ class _Lab:
             memory, areas, bells = machine.attach(config.domid)
             vcpus = [Vcpu(index, GuestSide(area), bells[index]) for index, area in enumerate(areas)]
             files = DirectoryFiles(config.base_dir, config.output_dir)
-            generator = random.Random(config.seed)
-            world = World(lambda record: self._tell(config.name, record), lines.append, files, generator)
+            chance = generators(config.seed)
+            world = World(lambda record: self._tell(config.name, record), lines.append, files, *chance)
             ending = await live(config, vcpus, memory.guest, world)
         except asyncio.CancelledError:
             pass

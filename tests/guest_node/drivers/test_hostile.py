@@ -36,7 +36,7 @@ shots = st.lists(st.tuples(targets, types, flags, conids, ports, st.binary(max_s
 def test_garbage_kills_nobody(
     shots: list[tuple[str, int, int, str | int, str | int, bytes]], raw: bytes, seed: int
 ) -> None:
-    """An enemy with a connection each way sends anything to any port; a friend's stream and datagrams are not touched."""
+    """An enemy with a connection each way sends anything to any port; a friend's stream and datagrams go on."""
 
     async def main() -> None:
         rig = Rig(seed)
@@ -144,7 +144,7 @@ def test_a_spoilt_ring_kills_nobody(noise: bytes, at: int, tx: int, which: int) 
 
 
 def test_a_flood_of_strangers_is_answered_within_limits() -> None:
-    """Frames of unknown connections from a peer whose own ring is full: its RSTs are queued up to a limit, no further."""
+    """Frames of unknown connections from a peer whose own ring is full: RSTs to it are queued up to a limit."""
 
     async def main() -> None:
         rig = Rig()

@@ -845,7 +845,7 @@ def test_notify_pass(row: GoldenRow) -> None:
         elif "over 256" in row.condition:
             observed = await many(calls, driver)
         else:
-            driver._owed = True  # something was consumed, nobody waits
+            driver.rings.freed = True  # something was consumed, nobody waits
             driver.kick()
             await asyncio.sleep(0.01)
             observed = answer("-", "-", *(["notify-with-0-entries"] if calls.asked == [[]] else []))

@@ -331,6 +331,28 @@ def test_a_peer_that_dies_in_the_backlog_is_not_accepted() -> None:
     simulate(main)
 
 
+def test_a_peer_that_closes_at_once_is_accepted() -> None:
+    """Its connect succeeded, so accept returns it, even if its RST is there before accept does."""
+
+    async def main() -> None:
+        for seed in range(20):
+            net = await Net.make(seed=seed)
+            listener = await listen(net[2], PORT)
+            net.rig.suspend = 0.9
+
+            async def come_and_go(net: Net = net) -> None:
+                await (await connect(net[1], Address(PORT, 2))).close()
+
+            going = asyncio.create_task(come_and_go())
+            accepted = await listener.accept()
+            assert await accepted.receive() == b""
+            await going
+            net.rig.suspend = 0.0
+            await net.close()
+
+    simulate(main)
+
+
 def test_loopback() -> None:
     """A domain may talk to itself by its real id."""
 

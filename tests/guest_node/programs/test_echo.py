@@ -42,9 +42,7 @@ def test_an_echo_serves_several_at_once() -> None:
     """Sessions run side by side; the program ends when all of them have ended."""
     lab = Lab("server", "a", "b", "c")
     client = ("builtin:ping-pong", {"to": "server", "count": 20}, 0.1)
-    codes = simulate(
-        lambda: lab.run(server=("builtin:echo", {"sessions": 3}, 0.0), a=client, b=client, c=client)
-    )
+    codes = simulate(lambda: lab.run(server=("builtin:echo", {"sessions": 3}, 0.0), a=client, b=client, c=client))
     assert codes == {"server": 0, "a": 0, "b": 0, "c": 0}
     assert lab.guests["server"].results["sessions"] == 3
 
@@ -59,9 +57,7 @@ def test_a_wrong_answer_is_a_mismatch() -> None:
         return 0
 
     lab = Lab("server", "client")
-    codes = simulate(
-        lambda: lab.run(server=(liar, {}, 0.0), client=("builtin:ping-pong", {"to": "server"}, 0.1))
-    )
+    codes = simulate(lambda: lab.run(server=(liar, {}, 0.0), client=("builtin:ping-pong", {"to": "server"}, 0.1)))
     assert codes == {"server": 0, "client": 1}
     assert lab.guests["client"].results["mismatch"] == 3
 
@@ -75,9 +71,7 @@ def test_a_server_that_goes_away_is_an_error() -> None:
         return 0
 
     lab = Lab("server", "client")
-    codes = simulate(
-        lambda: lab.run(server=(short, {}, 0.0), client=("builtin:ping-pong", {"to": "server"}, 0.1))
-    )
+    codes = simulate(lambda: lab.run(server=(short, {}, 0.0), client=("builtin:ping-pong", {"to": "server"}, 0.1)))
     assert codes == {"server": 0, "client": 1}
     assert "no round trips with server" in lab.guests["client"].results["error"]
 
@@ -98,9 +92,7 @@ def test_an_echo_survives_clients_that_do_not_listen() -> None:
         return 0
 
     lab = Lab("server", "client")
-    codes = simulate(
-        lambda: lab.run(server=("builtin:echo", {"kind": "datagram"}, 0.0), client=(careless, {}, 0.1))
-    )
+    codes = simulate(lambda: lab.run(server=("builtin:echo", {"kind": "datagram"}, 0.0), client=(careless, {}, 0.1)))
     assert codes == {"server": 0, "client": 0}
     assert lab.guests["server"].results["messages"] == 4
 

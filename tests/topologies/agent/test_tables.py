@@ -34,6 +34,21 @@ def test_only_a_lab_that_runs_may_take_for_ever() -> None:
         assert (row.late is Late.FAIL) == (row.phase in LIVING)
 
 
+def test_whose_phase_how_long_and_in_which_words() -> None:
+    """Published: what a user reads while waiting, and after how many seconds the wait is given up."""
+    assert [(row.kind and row.kind.value, row.within and row.within / 1e9, row.doing) for row in PHASES] == [
+        ("broker", 10, "starting the broker"),
+        ("hypervisor", 30, "starting hypervisors"),
+        ("guest", 60, "starting guests"),
+        (None, None, "running"),
+        (None, 0.5, "collecting results"),
+        ("guest", 0.7, "stopping guests"),
+        ("hypervisor", 0.5, "stopping hypervisors"),
+        ("broker", 0.5, "stopping the broker"),
+        (None, None, "down"),
+    ]
+
+
 def test_no_node_comes_back_from_its_end() -> None:
     """An event that comes after a node's end changes nothing."""
     assert len(MOVES) == len(NODE_MOVES)
