@@ -8,7 +8,7 @@ core's effect sink.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Final
 
 from hmx.argo.abi import Op
@@ -25,7 +25,7 @@ from hmx.trap import (
     X86Reg,
     int32,
 )
-from hmx.vcpu_area import HypervisorSide, Post, post_entry
+from hmx.vcpu_area import HypervisorSide
 from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
 from hv_node.argo.core import Argo
 from hv_node.argo.options import ArgoOptions
@@ -34,6 +34,7 @@ from hv_node.doors.cpuid import xen_leaf
 from hv_node.doors.hypercalls import HYPERCALLS, hypercall_page
 from hv_node.doors.personality import Otherwise, Personality, Resolution, SiliconRow, Trap, resolve
 from hv_node.effects import PENDING
+from hv_node.hvm import AsyncCall, Hvm, Vcpu
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.xsm import Xsm
 
@@ -51,70 +52,6 @@ _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC,
 _ZERO_EXTENDED: Final = frozenset(
     -code for code in (Errno.EAGAIN, Errno.ECONNREFUSED, Errno.EMSGSIZE, Errno.ENODEV, Errno.EBUSY)
 )
-
-
-@dataclass(slots=True)
-class ArchCounters:
-    """What the architecture did for one domain; host effects are counted by the shells."""
-
-    exits: int = 0
-    hypercalls: int = 0
-    argo_ops: int = 0
-    messages: int = 0
-    bytes_copied: int = 0
-    interrupts_raised: int = 0
-    interrupts_posted: int = 0
-    interrupts_coalesced: int = 0
-    interrupts_dropped: int = 0
-
-
-class Vcpu:
-    """One vCPU as its hypervisor sees it."""
-
-    __slots__ = ("area", "asleep", "blocked", "chain", "deferred", "hvm", "index", "linked_to", "seq")
-
-    def __init__(self, hvm: Hvm, index: int, area: HypervisorSide) -> None:
-        self.hvm = hvm
-        self.index = index
-        self.area = area
-        self.seq = 0
-        self.chain = True  # whether a LINKed frame may run
-        self.blocked: int | None = None  # seq of the pending frame that holds back all later ones
-        self.linked_to: AsyncCall | None = None  # the pending ASYNC frame that LINKed followers wait for
-        self.deferred = 0  # completions owed to pending ASYNC frames and their held followers
-        self.asleep = True  # the shell's note: the area's hv_asleep flag is up
-
-
-class AsyncCall:
-    """A pending frame with ASYNC: it holds back only its LINKed followers."""
-
-    __slots__ = ("held", "seq", "vcpu")
-
-    def __init__(self, vcpu: Vcpu, seq: int) -> None:
-        self.vcpu = vcpu
-        self.seq = seq
-        self.held: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-
-
-@dataclass(slots=True)
-class Hvm:
-    """Everything of a domain beside its Argo state."""
-
-    domain: Domain
-    evtchn: EventChannels
-    vcpus: list[Vcpu] = field(default_factory=list)
-    counters: ArchCounters = field(default_factory=ArchCounters)
-    shared_info: int | None = None  # guest physical address of the page, once the guest placed it
-    routes: dict[int, tuple[Vcpu, int, int]] = field(default_factory=dict)  # virq -> (vcpu, entry, port)
-
-    def route(self, virq: int) -> tuple[Vcpu, int, int] | None:
-        """Where a VIRQ goes, from the binding; remembered until a binding changes."""
-        target = self.evtchn.target(virq)
-        if target is None:
-            return None
-        vcpu, port = target
-        route = self.routes[virq] = (self.vcpus[vcpu], post_entry(Post.PORT, port), port)
-        return route
 
 
 class Hypervisor:

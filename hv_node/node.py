@@ -27,7 +27,8 @@ from hv_node import attach
 from hv_node.argo.options import parse_options
 from hv_node.config import HypervisorConfig
 from hv_node.doors.tables import CPUS, PERSONALITIES
-from hv_node.hypervisor import Hypervisor, Vcpu
+from hv_node.hvm import Vcpu
+from hv_node.hypervisor import Hypervisor
 from hv_node.xsm import xsm_by_name
 
 HEARTBEAT_S: Final = 0.5

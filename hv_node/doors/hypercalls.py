@@ -16,7 +16,8 @@ from hmx.memory import FAULT, PAGE_SIZE
 from hmx.vcpu_area import Post, post_entry
 
 if TYPE_CHECKING:
-    from hv_node.hypervisor import Hvm, Hypervisor
+    from hv_node.hvm import Hvm
+    from hv_node.hypervisor import Hypervisor
 
 Handler = Callable[["Hypervisor", "Hvm", int, int, int], int]
 

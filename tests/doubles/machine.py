@@ -13,7 +13,8 @@ from hmx.trap import Arch, Completion, Kind, int32
 from hmx.vcpu_area import AREA_SIZE, GuestSide
 from hv_node.argo.options import parse_options
 from hv_node.doors.tables import INTEL, PERSONALITIES
-from hv_node.hypervisor import Hypervisor, Vcpu
+from hv_node.hvm import Vcpu
+from hv_node.hypervisor import Hypervisor
 from hv_node.xsm import xsm_by_name
 
 

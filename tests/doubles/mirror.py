@@ -18,7 +18,7 @@ from hmx.argo.footprint import footprint
 from hmx.memory import Buffer, MappedMemory, MappedRingPages, Window
 from hmx.trap import FRAME_SIZE, Kind, unpack_frame
 from hmx.vcpu_area import SQ_ENTRIES, SQ_OFFSET
-from hv_node.hypervisor import Vcpu
+from hv_node.hvm import Vcpu
 
 
 class MirrorWindow(Window):
