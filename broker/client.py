@@ -70,7 +70,7 @@ class ZmqLink:
         self.endpoint = endpoint
         self.member = Member(Identity(kind, name, token, os.getpid() if pid is None else pid), epoch)
         self._pumping = False
-        self._full = False  # the socket refused the last frame
+        self._full = False  # the socket refused a frame of the last flush
         self._beats = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -123,7 +123,7 @@ class ZmqLink:
         """Send what is ready now.  True: input is waiting that the descriptor will not announce again."""
         if self._pumping or self._socket.closed:  # in a callback: the pump around it flushes
             return False
-        self.member.flush(self._transmit, time.monotonic_ns())
+        self._send(time.monotonic_ns())
         return self._more()
 
     def pump(self) -> bool:
@@ -139,10 +139,14 @@ class ZmqLink:
                 except zmq.Again:
                     break
             self.member.deliver()
-            self.member.flush(self._transmit, now_ns)
+            self._send(now_ns)
         finally:
             self._pumping = False
         return self._more()
+
+    def _send(self, now_ns: int) -> None:
+        self._full = False
+        self.member.flush(self._transmit, now_ns)
 
     def _more(self) -> bool:
         """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
@@ -155,7 +159,6 @@ class ZmqLink:
         except zmq.Again:
             self._full = True
             return SendResult.AGAIN
-        self._full = False
         return SendResult.SENT
 
     # ---- blocking helpers, for before and after the loop -------------------------------------------------

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from broker import client
 from broker.client import JoinTimeout, ZmqLink
 from broker.frames import Lane
+from broker.member import MemberState
 from tests.broker.sockets import Net, listen, net_in, pump_until
 
 CONTROL, REQUEST, EVENT = Lane
@@ -35,6 +37,7 @@ def test_no_broker(net: Net) -> None:
     with pytest.raises(JoinTimeout, match=net.endpoint):
         link.wait_joined(0.2)
     assert 0.2 <= time.monotonic() - before < 2
+    assert link.member.state is MemberState.OUTSIDE, "no hello lies inside ZeroMQ, to reach a broker much later"
     heard = listen(link)
     net.server(epoch=3)
     assert link.wait_joined(8) == 3
@@ -96,6 +99,38 @@ def test_flush_says_when_it_swallowed_an_edge(net: Net) -> None:
             more = link.flush() or more
             if more or select.select([link.fileno()], [], [], 0)[0]:
                 more = link.pump()
+
+
+class Reluctant:
+    """A socket that refuses one frame and is writable again by the time its events are read."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.answers = [zmq.Again()]
+        self.sent = 0
+
+    def recv(self, _flags: int) -> bytes:
+        raise zmq.Again
+
+    def send_multipart(self, _parts: object, _flags: int) -> None:
+        if self.answers:
+            raise self.answers.pop()
+        self.sent += 1
+
+    def getsockopt(self, _option: int) -> int:
+        return zmq.POLLOUT
+
+
+def test_a_socket_that_becomes_writable_between_two_looks(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read of EVENTS swallows that edge too: pump asks to be called again, and not once more than needed."""
+    link = net.link()
+    socket = Reluctant()
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "_socket", socket)
+        assert (link.pump(), socket.sent) == (True, 0)
+        assert (link.pump(), socket.sent) == (False, 1)
+        assert (link.pump(), socket.sent) == (False, 1)
 
 
 def test_a_turn_is_bounded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
