@@ -168,7 +168,14 @@ class ArgoDriver:
     async def _notify(self, queries: list[SpaceQuery]) -> None:
         self.counters.notifies += 1
         result, answers = await self.calls.notify(queries)
-        for waiter, outcome in self.wakeups.absorb(result, answers):
+        ended = self.wakeups.absorb(result, answers)
+        # An answer "sufficient" disarms its ring.  A send that was refused meanwhile, and armed it, may be booked
+        # already or not yet: it has to ask, and not to trust a wake-up that is lost.
+        if any(not query.space_required for query in queries):
+            self.wakeups.woken()
+        elif queries:
+            self.wakeups.generation += 1
+        for waiter, outcome in ended:
             if isinstance(waiter, ControlQueue):
                 self.controls.outcome(waiter, outcome)
             elif isinstance(waiter, asyncio.Future) and not waiter.done():

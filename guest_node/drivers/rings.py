@@ -162,7 +162,7 @@ class Rings:
         self._calls.release_ring(ring.memory)
 
     def receive_pass(self) -> bool:
-        """Hand over what lies in the rings now.  Whether any message was consumed."""
+        """Hand over what lies in the rings now.  Whether another pass may find more."""
         moved = False
         for ring in list(self._rings.values()):
             if ring is not None and not ring.held and self._drain(ring):
@@ -170,7 +170,7 @@ class Rings:
         return moved
 
     def _drain(self, ring: DriverRing) -> bool:
-        """Hand over what lies in `ring` now, not what arrives meanwhile.  Whether any message was consumed."""
+        """Hand over what lies in `ring` now, not what arrives meanwhile.  Whether it is worth another pass."""
         consumer, sink = ring.consumer, ring.sink
         rest = consumer.available()
         taken = 0
@@ -189,11 +189,13 @@ class Rings:
                 consumer.consume()
                 taken += 1
         except RingCorrupt:
-            # Not counted as progress: while its tx_ptr is nonsense too, the ring stays corrupt, pass after pass.
+            # Never progress, whatever was taken before: while tx_ptr is nonsense too, old bytes that look like a message
+            # may precede the same nonsense again, pass after pass.
             consumer.recover()
             self.counters.corrupt += 1
             self.freed = True
             sink.lost(ring)
+            return False
         if taken:
             self.counters.messages += taken
             self.freed = True

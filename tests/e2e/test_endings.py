@@ -114,6 +114,7 @@ def test_a_broken_topology(rig: Rig) -> None:
         (["run", "lab.yaml", "--timeout", "soon"], "duration"),
         (["run", "lab.yaml", "--runtime", "threads"], "threads"),
         (["run", "lab.yaml", "--name", "../up"], "name"),
+        (["run", "lab.yaml", "--runtime", "inline", "--timeout", "5s"], "--timeout"),
         (["nonsense"], "nonsense"),
     ],
 )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from topologies import cli
-from topologies.exitcodes import EXIT_CODES
+from topologies import cli, verbs
+from topologies.exitcodes import EXIT_CODES, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def own_base(short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options() -> list[tuple[str, Any]]:
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(verbs.app)
     found = []
     for verb, command in group.commands.items():  # type: ignore[attr-defined]
         found += [(verb, param) for param in command.params if param.param_type_name == "option"]
@@ -115,6 +115,11 @@ def test_a_base_that_cannot_be_used(own_base: Path, capfd: pytest.CaptureFixture
     code, _, err = call("run", str(topology), capfd=capfd)
     assert code == 4
     assert "chmod 700" in err
+
+
+def test_the_entry_point_knows_its_exit_code() -> None:
+    """It does not import the table, but says the same."""
+    assert cli.INTERRUPTED == ExitCode.INTERRUPTED
 
 
 def test_nothing_runs(capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,8 +37,8 @@ class Options:
     form: Format = Format.TABLE
 
 
-class BadName(Exception):
-    """`--name` is no name."""
+class Misuse(Exception):
+    """A flag that cannot be meant: what to tell the user."""
 
     code = ExitCode.USAGE
 
@@ -46,6 +46,8 @@ class BadName(Exception):
 def run(options: Options, runtime: str = PROCESSES) -> int:
     """`argosy run`: the exit code is the verdict."""
     if runtime == INLINE:
+        if options.timeout_ns is not None:
+            raise Misuse("--timeout is real time, which the inline runtime does not know; use a check's `within`")
         outcome = _run_inline(options)
     else:
         with ProcessRuntime(options.timeout_ns, _shown(options.file)) as launcher:
@@ -141,7 +143,7 @@ def _load(options: Options) -> tuple[Topology, str]:
     try:
         return topology, TypeAdapter(Name).validate_python(options.name)
     except ValidationError as error:
-        raise BadName(f"--name: {error.errors()[0]['msg']}") from None
+        raise Misuse(f"--name: {error.errors()[0]['msg']}") from None
 
 
 def _base_dir(file: str) -> str:

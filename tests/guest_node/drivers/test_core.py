@@ -301,6 +301,37 @@ def test_a_waiter_that_is_cancelled_lets_the_next_one_in() -> None:
     simulate(main)
 
 
+def test_a_question_does_not_lose_the_wake_up_of_a_send_that_is_not_yet_booked() -> None:
+    """A send is refused, which arms the wake-up; before its task runs again, the answer to an older waiter's question
+    disarms it.  Then no signal will come for the send: it must ask.
+    """
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        sink = Collector(limit=0)
+        ring = await far.rings.bind(5, 1, 512, sink)
+        to = Address(5, 2)
+        while await near.calls.sendv(to, 1, (bytes(100),), TYPE) > 0:
+            pass
+        generation = near.wakeups.generation
+        assert await near.calls.sendv(to, 1, (bytes(300),), TYPE) == -Errno.EAGAIN  # refused, armed, not yet booked
+        older = near.want_space(to, 10)
+        await asyncio.sleep(0.01)
+        rig.lose_virq = 1.0  # the signal that would announce the room is not what is tested here
+        sink.limit = 1 << 30
+        far.resume(ring)
+        await asyncio.sleep(0.01)
+        near.forget(older)
+        await near.rings.bind(77, 2, 48, Collector())  # any turn of the pump asks for the older waiter, or disarms
+        await asyncio.sleep(0.01)
+        space = near.want_space(to, 300, generation)
+        near._timer.cancel()  # type: ignore[union-attr]
+        assert await asyncio.wait_for(space, TICK / 2) is Outcome.SUFFICIENT
+
+    simulate(main)
+
+
 # -- ports -----------------------------------------------------------------------------------------------------
 
 

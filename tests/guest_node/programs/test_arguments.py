@@ -42,7 +42,7 @@ def test_ring_sizes_are_whole_slots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "s"), [(10, 10.0), ("10s", 10.0), ("500ms", 0.5), ("3", 3.0), ("2m", 120.0), (0, 0.0)]
+    ("value", "s"), [(10, 10.0), ("10s", 10.0), ("500ms", 0.5), ("3", 3.0), ("2m", 120.0), ("250us", 25e-5), (0, 0.0)]
 )
 def test_durations(value: Any, s: float) -> None:
     """Seconds, as a number or a text with a unit."""
