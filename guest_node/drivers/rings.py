@@ -189,8 +189,8 @@ class Rings:
                 consumer.consume()
                 taken += 1
         except RingCorrupt:
-            # Never progress, whatever was taken before: while tx_ptr is nonsense too, old bytes that look like a message
-            # may precede the same nonsense again, pass after pass.
+            # Never progress, whatever was taken before: while tx_ptr is nonsense too, old bytes that look like a
+            # message may precede the same nonsense again, pass after pass.
             consumer.recover()
             self.counters.corrupt += 1
             self.freed = True
