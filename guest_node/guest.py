@@ -45,7 +45,7 @@ class Guest:
         self.name = name
         self.domid = domid
         self.arguments = MappingProxyType(dict(arguments))
-        self.peers = MappingProxyType(dict(peers))
+        self.peers = MappingProxyType(peers)  # its shell's own: a peer that was restarted has another id
         self.random = randomness
         self.files = files
         # The driver's draws depend on timing (ports, retries); a program's own are the same in every run of a seed.

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import Any, Final
 
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
@@ -25,6 +26,9 @@ from hmx.vcpu_area import GuestSide
 HEARTBEAT_S: Final = 0.5
 JOIN_S: Final = 10.0
 ATTACH_S: Final = 10.0
+ASK_AGAIN_S: Final = 0.1
+LEAVE_S: Final = 3.0
+"""How long a guest that ends waits until the broker knows: one that is being restarted takes a moment."""
 EXIT_INFRASTRUCTURE: Final = 4
 
 
@@ -36,12 +40,15 @@ class Shell:
     """Keeps the broker link moving inside the guest's loop."""
 
     def __init__(self, config: GuestConfig, link: ZmqLink) -> None:
-        self.config = config
+        self.peers = dict(config.peers)
+        self.config = replace(config, peers=self.peers)
         self.link = link
         self.loop = asyncio.get_running_loop()
         self._granted: asyncio.Future[tuple[str, bytes]] = self.loop.create_future()
         self._pump_scheduled = False
+        self._asking = False
         link.on_record = self._on_record
+        link.member.on_welcome = self._on_welcome
         self.loop.add_reader(link.fileno(), self.pump)
         self._beat()
 
@@ -57,9 +64,10 @@ class Shell:
             self.loop.call_soon(self.pump)
 
     def tell(self, record: list[Any]) -> None:
-        """Say something on the control lane; it leaves in the loop's next turn."""
+        """Say something on the control lane.  It leaves at once: a program that never awaits gives no later chance."""
         self.link.send(Lane.CONTROL, record)
-        self._again()
+        if self.link.flush():
+            self._again()
 
     def _beat(self) -> None:
         self.link.heartbeat()
@@ -71,14 +79,26 @@ class Shell:
             case ["told", self.config.hypervisor, ["granted", str(path), bytes(token)]]:
                 if not self._granted.done():
                     self._granted.set_result((path, token))
-            case ["nobody", str(name), _] if name == self.config.hypervisor and not self._granted.done():
-                self._granted.set_exception(AttachError(f"there is no hypervisor {name!r} in this lab"))
+            case ["nobody" | "busy", self.config.hypervisor, ["attach", _]]:
+                # It has not joined the broker that was restarted, or not yet.
+                self.loop.call_later(ASK_AGAIN_S, self._ask)
+            case ["told", "agent", ["peer", str(name), int(domid)]]:
+                self.peers[name] = domid
             case _:
                 pass
 
+    def _on_welcome(self, _epoch: int) -> None:
+        """Another broker, which does not know what the last one was asked."""
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._asking and not self._granted.done():
+            self.tell(["attach", self.config.hypervisor])
+
     async def attach(self) -> Attachment:
         """Ask the broker for a token, then the hypervisor for the domain."""
-        self.tell(["attach", self.config.hypervisor])
+        self._asking = True
+        self._ask()
         try:
             async with asyncio.timeout(ATTACH_S):
                 path, token = await self._granted
@@ -87,10 +107,12 @@ class Shell:
         return attach(path, self.config.name, token, ATTACH_S, self.loop.add_reader)
 
 
-async def run(config: GuestConfig, link: ZmqLink) -> Ending:
-    """Attach and live."""
+async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> Ending:
+    """Attach and live.  The attachment is `held` by the caller: a guest without it is taken for dead, and killed."""
     shell = Shell(config, link)
+    config = shell.config
     attachment = await shell.attach()
+    held.append(attachment)
     ram = attachment.ram
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
     vcpus = [Vcpu(index, GuestSide(attachment.area(index)), bells) for index, bells in enumerate(attachment.bells)]
@@ -116,13 +138,14 @@ def main(config: GuestConfig) -> int:
     """Run one guest to its program's end: the program's exit code, or 4 when it cannot join or attach."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to act on
     link = ZmqLink(config.broker_endpoint, kind="guest", name=config.name, token=config.token, epoch=config.epoch)
+    held: list[Attachment] = []
     try:
         link.wait_joined(JOIN_S)
-        ending = asyncio.run(run(config, link))
+        ending = asyncio.run(run(config, link, held))
     except (OSError, AttachError, JoinRefused, JoinTimeout) as error:
         print(f"guest {config.name}: {error}", file=sys.stderr, flush=True)
         ending = Ending(EXIT_INFRASTRUCTURE, str(error))
     with contextlib.suppress(OSError):
         os.fsync(1)
-    link.leave(ending.code, ending.reason)
+    link.leave(ending.code, ending.reason, LEAVE_S)
     return ending.code

@@ -49,7 +49,7 @@ class ControlQueue:
         self.keys: set[tuple[int, bytes]] = set()
         self.sending = False  # a task is in the hypercall for it
         self.waiting = False  # for room, or for a timer
-        self.waited = False  # the first frame was refused for lack of room once
+        self.waited = False  # a frame was refused for lack of room
         self.delay = FIRST_DELAY
         self.drained: list[asyncio.Future[None]] = []
 
@@ -139,7 +139,6 @@ class Controls:
             if result < 0:
                 return -result
             self._pop(queue)
-            queue.waited = False
             queue.delay = FIRST_DELAY
         return 0
 

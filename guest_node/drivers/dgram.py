@@ -168,8 +168,6 @@ class DatagramSocket:
             consumed = True
         if consumed:
             self._driver.consumed(ring)
-        elif ring.held:
-            self._driver.resume(ring)  # the ring ran empty: the pump is to tell when that changes
         return found
 
     def _open_ring(self) -> DriverRing:

@@ -21,9 +21,7 @@ def give_up(guest: Guest, what: str, exc: Exception) -> int:
     """Say why the program ends here, in its log and its report; its exit code, 1."""
     hint = ""
     if isinstance(exc, PermissionError):
-        hint = (
-            " (to receive from everybody the hypervisor needs `argo: {mac-permissive: true}`; or give `from`)"
-        )
+        hint = " (to receive from everybody the hypervisor needs `argo: {mac-permissive: true}`; or give `from`)"
     guest.log(f"{what}: {exc}{hint}")
     guest.result(error=f"{what}: {exc}")
     return 1

@@ -158,9 +158,7 @@ class RigCalls:
                 answers.append(SpaceAnswer(fields[3], fields[6]))
 
         self.counts["entries"] += len(entries)
-        result = await self._call(
-            Op.NOTIFY, arguments, (ARGUMENTS if entries else 0, 0, 0, 0), list(entries), collect
-        )
+        result = await self._call(Op.NOTIFY, arguments, (ARGUMENTS if entries else 0, 0, 0, 0), list(entries), collect)
         return result, answers or [SpaceAnswer(0, 0)] * len(entries)
 
     def allocate_ring(self, ring_len: int) -> RingMemory:

@@ -169,6 +169,30 @@ def test_nonsense_in_a_ring_does_not_spin() -> None:
     simulate(main)
 
 
+def test_old_messages_before_nonsense_do_not_spin() -> None:
+    """A tx_ptr that is no slot's start lets recovery land on an old message, again and again: still no spinning."""
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        sink = Collector()
+        ring = await near.rings.bind(5, 2, 1024, sink)
+        for _ in range(20):
+            await far.calls.sendv(Address(5, 1), 5, (b"old",), TYPE)
+        await asyncio.sleep(0.1)
+        ring.memory.window.store32(4, 33)  # rx := 48 is inside the old messages, 33 - 48 around the ring
+        near.kick()
+        await asyncio.sleep(1)
+        turns = near.counters.turns
+        assert near.rings.counters.corrupt > 0
+        await asyncio.sleep(100)
+        assert near.counters.turns == turns
+        await near.rings.unbind(ring)
+        assert list(near.rings) == []
+
+    simulate(main)
+
+
 def test_lost_virqs_are_made_up_for() -> None:
     """VIRQs coalesce and get lost while unbound: whatever wakes the pump next makes it look at everything."""
 
@@ -328,6 +352,92 @@ def test_a_question_does_not_lose_the_wake_up_of_a_send_that_is_not_yet_booked()
         space = near.want_space(to, 300, generation)
         near._timer.cancel()  # type: ignore[union-attr]
         assert await asyncio.wait_for(space, TICK / 2) is Outcome.SUFFICIENT
+
+    simulate(main)
+
+
+def test_disarming_does_not_lose_the_wake_up_of_a_newer_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiter gave up, so the driver disarms its ring by a question about 0 bytes; while that call is on its way, a
+    send is refused and armed there.  It is asked about again, since nobody will signal it.
+    """
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        calls = rig.guests[1]
+        sink = Collector(limit=0)
+        ring = await far.rings.bind(5, 1, 512, sink)
+        to = Address(5, 2)
+        while await near.calls.sendv(to, 1, (bytes(100),), TYPE) > 0:
+            pass
+        gate, real = asyncio.Event(), calls.notify
+
+        async def late(entries: Sequence[SpaceQuery]) -> tuple[int, list[SpaceAnswer]]:
+            await gate.wait()
+            return await real(entries)
+
+        monkeypatch.setattr(calls, "notify", late)
+        generation = near.wakeups.generation
+        assert await near.calls.sendv(to, 1, (bytes(300),), TYPE) == -Errno.EAGAIN
+        near.forget(near.want_space(to, 300, generation))
+        await asyncio.sleep(0.01)  # the question about 0 bytes waits at the gate
+        generation = near.wakeups.generation
+        assert await near.calls.sendv(to, 1, (bytes(200),), TYPE) == -Errno.EAGAIN
+        newer = near.want_space(to, 200, generation)
+        near._timer.cancel()  # type: ignore[union-attr]
+        gate.set()
+        await asyncio.sleep(0.01)
+        assert not newer.done()
+        sink.limit = 1 << 30
+        far.resume(ring)
+        assert await asyncio.wait_for(newer, TICK / 2) is Outcome.SUFFICIENT
+
+    simulate(main)
+
+
+def test_the_next_in_line_is_asked_about_when_the_first_gives_up() -> None:
+    """It may fit already: then no signal would ever come for it."""
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        await far.rings.bind(5, 1, 4096, Collector(limit=0))
+        to = Address(5, 2)
+        assert await near.calls.sendv(to, 1, (bytes(1000),), TYPE) == 1000
+        first, second = near.want_space(to, 4000), near.want_space(to, 100)
+        await asyncio.sleep(0.01)
+        assert not second.done()  # one question a ring at a time, in order of arrival
+        first.cancel()
+        near.forget(first)
+        near._timer.cancel()  # type: ignore[union-attr]
+        assert await asyncio.wait_for(second, TICK / 2) is Outcome.SUFFICIENT
+
+    simulate(main)
+
+
+def test_a_pump_with_endless_work_lets_others_run() -> None:
+    """Hypercalls that are answered at once never suspend: the pump yields between its turns all the same."""
+
+    async def main() -> None:
+        rig = Rig()
+        driver = rig.driver(1)
+        calls = rig.guests[1]
+
+        class Perpetual(Collector):
+            def receive(self, source_port: int, source_domid: int, message_type: int, payload: memoryview) -> bool:
+                self.got.append(b"")
+                if len(self.got) < 5000:
+                    calls._sendv(Outgoing(Address(5, 1), 5, (b"again",), TYPE))
+                return True
+
+        sink = Perpetual()
+        await driver.rings.bind(5, 1, 4096, sink)
+        await calls.sendv(Address(5, 1), 5, (b"begin",), TYPE)
+        await driver.start()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert 10 < len(sink.got) < 1000
+        await driver.close()
 
     simulate(main)
 
@@ -551,6 +661,37 @@ def test_ebusy_is_polled() -> None:
         assert sink.got == [bytes(8)]
         gaps = [round((b - a) * 1000) for a, b in itertools.pairwise(tries)]
         assert gaps == [1, 2, 4, 8, 16, 32, 64, 100, 100]
+
+    simulate(main)
+
+
+def test_a_signal_during_a_refused_control_frame_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room may be signalled between the refusal of a frame and the booking of its wait: then it is asked about."""
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        calls = rig.guests[1]
+        sink = Collector(limit=0)
+        ring = await far.rings.bind(5, 1, 48, sink)
+        to = Address(5, 2)
+        await near.calls.sendv(to, 1, (bytes(16),), TYPE)
+        real = calls.sendv_linked
+
+        async def slow(messages: Sequence[Outgoing]) -> list[int]:
+            results = await real(messages)
+            if results[0] == -Errno.EAGAIN:
+                sink.limit = 1 << 30
+                far.resume(ring)
+                await asyncio.sleep(0.01)  # the signal comes and goes, and the pump sleeps again
+            return results
+
+        monkeypatch.setattr(calls, "sendv_linked", slow)
+        near.controls.post(Outgoing(to, 9, (b"RST_____",), TYPE))
+        near._kicked = False  # the frame is flushed by its own task, not by the pump
+        await near.controls.flush(to)
+        await asyncio.sleep(TICK / 2)
+        assert sink.got[1:] == [b"RST_____"]
 
     simulate(main)
 

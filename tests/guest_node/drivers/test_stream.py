@@ -240,6 +240,53 @@ def test_a_cancelled_accept_loses_no_peer() -> None:
         simulate(main, delay)
 
 
+def test_a_cancelled_accept_leaves_its_peer_to_another_task() -> None:
+    """The peer that a cancelled accept had in hand is given to a task that waits in accept already."""
+
+    async def main() -> None:
+        net = await Net.make(seed=9)
+        listener = await listen(net[2], PORT)
+        connecting = asyncio.create_task(connect(net[1], Address(PORT, 2)))
+        await asyncio.sleep(0.1)
+        net.rig.suspend = 0.95
+        first = asyncio.create_task(listener.accept())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(listener.accept())
+        await asyncio.sleep(0)
+        first.cancel()
+        accepted = await asyncio.wait_for(second, 1)
+        assert first.cancelled()
+        assert accepted.peer == Address((await connecting).port, 1)
+        net.rig.suspend = 0.0
+        await net.close()
+
+    simulate(main)
+
+
+def test_a_listener_that_closes_lets_go_of_peers_that_no_accept_returned() -> None:
+    """A cancelled accept had acknowledged them: they get their RST, and their ring goes."""
+
+    async def main() -> None:
+        net = await Net.make(seed=9)
+        listener = await listen(net[2], PORT)
+        connecting = asyncio.create_task(connect(net[1], Address(PORT, 2)))
+        await asyncio.sleep(0.1)
+        net.rig.suspend = 0.95
+        accepting = asyncio.create_task(listener.accept())
+        await asyncio.sleep(0)
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        assert accepting.cancelled()
+        net.rig.suspend = 0.0
+        connected = await connecting
+        await listener.close()
+        assert await connected.receive() == b""
+        assert rings_of(net, 2) == set()
+        await net.close()
+
+    simulate(main)
+
+
 def test_a_listener_that_closes_refuses_those_who_wait() -> None:
     """RST to each pending SYN; a task in accept gets EINVAL; later connects find no ring."""
 
@@ -551,6 +598,58 @@ def test_data_waits_for_the_ack() -> None:
     simulate(main)
 
 
+def test_data_never_overtakes_a_queued_ack() -> None:
+    """Room appears, and a send comes before the driver has noticed it: the queued ACK goes first all the same."""
+
+    async def main() -> None:
+        net = await Net.make()
+        listener = await listen(net[2], PORT)
+        connecting = asyncio.create_task(connect(net[1], Address(PORT, 2), ring_len=64))
+        await asyncio.sleep(0.1)
+        (ring,) = net[1].rings
+        ring.held = True
+        filler = HEADER.pack(0, 1)
+        while await net.calls(2).sendv(Address(ring.port, 1), 9, (filler,), MESSAGE_TYPE_STREAM) > 0:
+            pass
+        accepted = await listener.accept()
+        net.calls(2).sent = []
+        ring.held = False
+        net[1].rings.receive_pass()  # there is room now, and nobody has been told
+        sending = asyncio.create_task(accepted.send(b"data"))
+        await asyncio.sleep(0.01)
+        net[1].kick()
+        await sending
+        assert [HEADER.unpack_from(frame)[0] for _, _, frame, _ in net.calls(2).sent or []] == [Flag.ACK, 0]
+        assert await (await connecting).receive() == b"data"
+        await net.close()
+
+    simulate(main)
+
+
+def test_batches_are_cut_to_the_ring() -> None:
+    """Frames that cannot fit are not copied to guest memory in vain: at most one batch of the ring's size a wake-up."""
+
+    async def main() -> None:
+        net = await Net.make()
+        connected, accepted, _ = await net.pair()
+        calls, offered = net.calls(1), 0
+        real = calls.sendv_linked
+
+        async def counting(messages: Any) -> list[int]:
+            nonlocal offered
+            offered += len(messages)
+            return await real(messages)
+
+        calls.sendv_linked = counting  # type: ignore[method-assign]
+        sending = asyncio.create_task(connected.send(bytes(1 << 20)))
+        await accepted.receive_exactly(1 << 20)
+        await sending
+        assert connected.frames_sent <= offered <= 2 * connected.frames_sent
+        await net.close()
+
+    simulate(main)
+
+
 def test_empty_sends() -> None:
     """No frame without bytes; the state is looked at all the same."""
 
@@ -713,6 +812,26 @@ def test_a_slow_reader_stalls_no_other_peer() -> None:
     simulate(main)
 
 
+def test_a_reader_that_goes_on_lets_frames_in_before_it_runs_dry() -> None:
+    """The ring is opened again when half of the budget is free, so that sender and reader overlap."""
+
+    async def main() -> None:
+        net = await Net.make()
+        connected, accepted, _ = await net.pair(ring_len=16384, budget=32_768)
+        sending = asyncio.create_task(connected.send(bytes(200_000)))
+        await asyncio.sleep(0.1)
+        assert accepted._core.held
+        stuck = connected.bytes_sent
+        await accepted.receive_exactly(20_000)
+        await asyncio.sleep(0.1)
+        assert connected.bytes_sent > stuck
+        await accepted.receive_exactly(180_000)
+        await sending
+        await net.close()
+
+    simulate(main)
+
+
 def test_a_slow_reader_on_a_shared_ring_stalls_it_and_loses_nothing() -> None:
     """The fallback: with one ring for all, the budget delays the stall; closing the slow one ends it."""
 
@@ -815,6 +934,36 @@ def test_close_ends_a_receive_in_another_task() -> None:
         await accepted.close()
         assert await errno_of(receiving) == Errno.EBADF
         await net.close()
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 3000])
+def test_a_writer_that_finds_its_peer_gone_leaves_the_readers_bytes(budget: int) -> None:
+    """The peer wrote, closed and unregistered before this side looked: EPIPE, not a reset, and all bytes, then the end.
+    With a small budget part of them still lies in the ring, behind it the RST: then the ring's absence is all that is
+    known, and the bytes are not lost for that.
+    """
+
+    async def main() -> None:
+        net = await Net.make()
+        connected, accepted, _ = await net.pair(ring_len=8192)
+        connected._core.budget = budget
+        net.calls(1).handlers.clear()  # our side does not look
+        data = bytes(range(250)) * 20
+        await accepted.send(data)
+        if budget < len(data):
+            net[1].look()
+            assert connected._core.held
+        await accepted.close()
+        assert rings_of(net, 2) == {(PORT, DOMID_ANY)}
+        await net.rig.guests[2].unregister_ring(PORT, DOMID_ANY)
+        expected = Errno.EPIPE if budget > len(data) else Errno.ECONNREFUSED
+        assert await errno_of(connected.send(b"are you there?")) == expected
+        net.calls(1).handlers.append(net[1]._virq)
+        assert await connected.receive_exactly(len(data)) == data
+        assert await connected.receive() == b""
+        await net[1].close()
 
     simulate(main)
 

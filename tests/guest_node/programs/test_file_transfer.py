@@ -62,9 +62,7 @@ def test_a_file_arrives_whole(data: bytes) -> None:
 
 
 def test_the_sender_waits_for_a_receiver_that_starts_late() -> None:
-    """Argo signals no registration (argo.md trap 12 of a missing ring): the sender asks again, and reports
-    it.
-    """
+    """Xen signals no registration (common/argo.c): the sender asks again, and reports how often."""
     lab = lab_with(DATA[:1000])
     assert transfer(lab, SEND, {}, (0.0, 3.0)) == {"sender": 0, "receiver": 0}
     assert lab.guests["sender"].results["attempts"] > 5
