@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hmx.argo.abi import MESSAGE_HEADER, MESSAGE_HEADER_SIZE, RING_HEADER_SIZE, RX_PTR, TX_PTR
+from hmx.argo.abi import MESSAGE_HEADER, MESSAGE_HEADER_SIZE, RING_HEADER_SIZE, RX_PTR, SLOT, TX_PTR
 from hmx.argo.ring import advance, roundup16, sanitise_rx
 from hmx.memory import Window
 from hmx.shm import fence
@@ -194,6 +194,9 @@ class Consumer:
         return taken
 
     def recover(self) -> None:
-        """Drop everything unread: rx := tx, as the Linux driver does when it finds nonsense."""
-        self.rx = sanitise_rx(self._tx(), self.ring_len)
+        """Drop everything unread: rx := tx, as the Linux driver does when it finds nonsense.
+
+        A tx between two slots is nonsense too: rx goes to the slot before it, so as not to overtake it.
+        """
+        self.rx = sanitise_rx(self._tx() & ~(SLOT - 1), self.ring_len)
         self._publish()

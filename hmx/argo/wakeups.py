@@ -54,7 +54,7 @@ class Wakeups:
         self._where: dict[Hashable, Address] = {}
         self._asked: list[SpaceQuery] = []
         self._single: set[Address] = set()  # asked one at a time, since a batch with them was refused
-        #: Counts VIRQs; see `want`.
+        #: Counts what may have ended an arming: VIRQs, and answers that disarm; see `want`.
         self.generation = 0
 
     def __len__(self) -> int:
@@ -141,17 +141,23 @@ class Wakeups:
                 place.armed = 0
                 self._end_all(query.address, place, Outcome.GONE, ended)
             elif not query.space_required:
-                place.armed = 0  # disarmed; if somebody waits, the real question follows
+                self._disarmed(place)
+                place.ask = bool(place.waiters)  # the real question follows, for whoever came meanwhile too
             elif flags & _EMSGSIZE:
                 self._end_first(place, query, Outcome.TOO_BIG, ended)
             elif flags & _SUFFICIENT:
-                place.armed = 0
+                self._disarmed(place)
                 self._end_first(place, query, Outcome.SUFFICIENT, ended)
             elif flags & _EBUSY:
                 self._end_first(place, query, Outcome.BUSY, ended)
             else:
                 place.armed = max(place.armed, query.space_required)
         return ended
+
+    def _disarmed(self, place: _Place) -> None:
+        """The answer took an armed wake-up away, also one of a send whose refusal is not booked yet: see `want`."""
+        place.armed = 0
+        self.generation += 1
 
     def _end_first(
         self, place: _Place, query: SpaceQuery, outcome: Outcome, ended: list[tuple[Hashable, Outcome]]

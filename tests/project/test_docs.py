@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.project.source import ROOT, tracked_files
-from topologies.cli import app
 from topologies.exitcodes import EXIT_CODES
+from topologies.verbs import app
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
-SHARED_OPTIONS = (ROOT / "topologies" / "cli.py").read_text().partition("@app.command")[0]
+SHARED_OPTIONS = (ROOT / "topologies" / "verbs.py").read_text().partition("@app.command")[0]
 
 
 def documents() -> list[Path]:

@@ -25,6 +25,9 @@ PACKERS = {
     " publishing store of the tail; the header is written before the area is shared",
     "guest_node/kernel/argo.py": "a hypercall's arguments lie in pages that nobody reads before the trap",
     "guest_node/kernel/boot.py": "the same, before the first ring is registered",
+    "topologies/bench/window.py": "a message and its addresses lie in pages that nobody reads before the trap",
+    "topologies/bench/zmq_hv.py": "the same, where the trap is a message",
+    "topologies/bench/ledger.py": "messages lie in private memory until they are sent",
 }
 """Modules below the top floor that pack structures into a buffer."""
 
@@ -38,7 +41,9 @@ def violations(path: str, tree: ast.AST) -> Iterator[str]:
                 yield f"{path}:{line}: a word view made outside {SHM}"
             if node.func.attr == "pack_into" and path not in PACKERS:
                 yield f"{path}:{line}: pack_into outside the listed packers"
-        if isinstance(node, ast.Subscript) and _name(node.value).endswith("words"):
+        # The top floor holds no word view, and calls words what people say.
+        below = not path.startswith("topologies/")
+        if below and isinstance(node, ast.Subscript) and _name(node.value).endswith("words"):
             yield f"{path}:{line}: {_name(node.value)}[...]: a word view subscripted"
         if _name(node) in ("setitem", "getitem"):
             yield f"{path}:{line}: operator.{_name(node)}: use {SHM}"
@@ -88,6 +93,7 @@ def test_the_packers_exist() -> None:
         ("guest_node/vcpu.py", "self.area.words[16] = 1", True),
         ("guest_node/vcpu.py", "tail = _words[16]", True),
         ("guest_node/vcpu.py", "tail = load32(words, 16)", False),
+        ("topologies/cli.py", "verb = words[0]", False),
         ("guest_node/vcpu.py", "operator.setitem(area, 16, 1)", True),
         ("guest_node/vcpu.py", "from operator import setitem\nsetitem(area, 16, 1)", True),
     ],

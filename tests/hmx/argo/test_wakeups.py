@@ -187,3 +187,28 @@ def test_no_memory_is_busy() -> None:
     wakeups.want(A, 10, "a")
     wakeups.batch()
     assert wakeups.absorb(-Errno.ENOMEM, []) == [("a", Outcome.BUSY)]
+
+
+def test_a_waiter_that_comes_while_a_disarming_question_is_out_is_asked_for() -> None:
+    """A question about 0 bytes disarms; whoever began to wait meanwhile must be asked about, or sleeps for ever."""
+    wakeups = Wakeups()
+    address = Address(1, 2)
+    wakeups.want(address, 100, "large")
+    wakeups.absorb(0, [SpaceAnswer(EXISTS, 80) for _ in wakeups.batch()])
+    wakeups.forget("large")
+    (question,) = wakeups.batch()
+    assert question == SpaceQuery(address, 0)
+    wakeups.want(address, 50, "late", armed_since=wakeups.generation)
+    wakeups.absorb(0, [ROOM])
+    assert wakeups.batch() == [SpaceQuery(address, 50)]
+
+
+def test_an_answer_that_disarms_ends_the_trust_in_an_earlier_refusal() -> None:
+    """A send was refused and armed; before that is booked, another waiter's "sufficient" takes the arming away."""
+    wakeups = Wakeups()
+    address = Address(1, 2)
+    before = wakeups.generation
+    wakeups.want(address, 10, "first")
+    wakeups.absorb(0, [ROOM for _ in wakeups.batch()])
+    wakeups.want(address, 500, "refused", armed_since=before)
+    assert wakeups.batch() == [SpaceQuery(address, 500)]

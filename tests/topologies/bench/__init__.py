@@ -1,0 +1,1 @@
+"""`argosy bench`: its tables and arithmetic, and a tiny run of it."""

@@ -1,0 +1,109 @@
+"""What makes a figure count: the row's own evidence, checked before anything is computed from it.
+
+N messages are N sendv frames that the hypervisor process executed, by its counters, and N that the receiver
+dequeued, with a running checksum over (sequence, payload).  The hypervisor's pid, as the kernel told both
+guests, differs from theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from topologies.bench.ledger import Ledger
+from topologies.bench.rows import GUESTS_OF, Kind, Row
+
+STREAM_HEADER = 8  # bytes before each frame's data: OpenXT's argo_stream_header
+STREAM_CONTROL = 8  # SYN, RST and their like: no more frames than this carry no data
+
+
+class LyingRow(Exception):
+    """The evidence does not support the figure; `reasons` say where it breaks."""
+
+    def __init__(self, row: str, reasons: tuple[str, ...]) -> None:
+        super().__init__(f"{row} proves nothing: {'; '.join(reasons)}")
+        self.row = row
+        self.reasons = reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One round's records.
+
+    `messages` in all, warm-up included; `sender` and `receiver` are what the guests reported, `executed` what
+    the hypervisor counted for each of its domains (`arch.*`), `host` what its process counted.
+    """
+
+    messages: int
+    sender: Mapping[str, Any]
+    receiver: Mapping[str, Any]
+    executed: Mapping[str, Mapping[str, int]]
+    host: Mapping[str, int]
+
+    def columns(self, row: Row) -> dict[str, int]:
+        """What the row carries beside its value."""
+        sender, receiver = self.executed.get("sender", {}), self.executed.get("receiver", {})
+        return {
+            "frames": int(sender.get("messages", 0)),
+            "doorbells": int(self.host.get("doorbells", 0)),
+            "interrupts": int(receiver.get("interrupts_posted", 0)),
+            "eagain": int(self.sender.get("eagain", 0)),
+            "ring": row.ring,
+            "window": row.window,
+        }
+
+
+def objections(row: Row, evidence: Evidence) -> tuple[str, ...]:
+    """Why the evidence is not enough; empty when it is."""
+    return (*_processes(evidence), *_receipt(row, evidence), *_execution(row, evidence))
+
+
+def check(row: Row, evidence: Evidence) -> None:
+    """Raise LyingRow unless the evidence is enough."""
+    reasons = objections(row, evidence)
+    if reasons:
+        raise LyingRow(row.name, reasons)
+
+
+def _processes(evidence: Evidence) -> list[str]:
+    pids = [evidence.sender.get("pid", 0), evidence.receiver.get("pid", 0)]
+    hypervisors = {evidence.sender.get("hypervisor_pid", 0), evidence.receiver.get("hypervisor_pid", 0)}
+    if 0 in pids or 0 in hypervisors:
+        return ["a process has no pid"]
+    if len(hypervisors) != 1:
+        return [f"the guests name different hypervisor processes, {sorted(hypervisors)}"]
+    found = {*pids, *hypervisors}
+    return [] if len(found) == 3 else [f"sender, receiver and hypervisor are {len(found)} processes, not 3"]
+
+
+def _receipt(row: Row, evidence: Evidence) -> list[str]:
+    found = []
+    dequeued = evidence.receiver.get("dequeued")
+    if dequeued != evidence.messages:
+        found.append(f"{evidence.messages} messages, but {dequeued} dequeued")
+    wanted = Ledger(row.size).expect(evidence.messages)
+    if evidence.receiver.get("checksum") != wanted:
+        found.append(f"the receiver's checksum is {evidence.receiver.get('checksum')}, not {wanted}")
+    return found
+
+
+def _execution(row: Row, evidence: Evidence) -> list[str]:
+    sender = evidence.executed.get("sender", {})
+    executed, copied = sender.get("messages", 0), sender.get("bytes_copied", 0)
+    payload = evidence.messages * row.size
+    if row.kind is Kind.STREAM:
+        data = evidence.sender.get("frames", 0)
+        if data <= executed <= data + STREAM_CONTROL and copied == payload + executed * STREAM_HEADER:
+            return []
+        return [f"{data} data frames sent, {executed} executed; {copied} bytes copied for {payload}"]
+    found = []
+    if executed != evidence.messages:
+        found.append(f"{evidence.messages} messages, but {executed} sendv frames executed")
+    if copied != payload:
+        found.append(f"{payload} bytes, but {copied} copied")
+    answers = evidence.executed.get("receiver", {}).get("messages", 0)
+    wanted = evidence.messages if GUESTS_OF[row.kind].answers else 0
+    if answers != wanted:
+        found.append(f"{answers} answers executed, not {wanted}")
+    return found
