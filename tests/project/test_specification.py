@@ -98,7 +98,7 @@ def test_a_promise_is_made_once() -> None:
         ("tests/project/test_gone.py", "no such file"),
         ("tests/project/source.py", "neither a test file nor a benchmark row"),
         ("hmx/test_ring.py", "neither a test file nor a benchmark row"),
-        ("bench:argo-sync-64B", "there is no benchmark in this version"),
+        ("bench:argo-backwards", "no such row of the benchmark"),
     ],
 )
 def test_the_check_sees_a_name_that_is_not_there(holder: str, error: str | None) -> None:
