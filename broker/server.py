@@ -2,10 +2,10 @@
 
 The ROUTER is used without trusting its defaults.  ROUTER_MANDATORY makes an unknown or vanished peer an
 error (EHOSTUNREACH) where the default drops in silence, and a full pipe EAGAIN; sends never wait; LINGER is
-0, so that closing never hangs; MAXMSGSIZE bounds what a peer can make us hold.  High-water marks are far
-above what credit lets a conforming peer have under way, and are never relied on.  Routing ids are the
-socket's own: no node chooses one, so none can take another's.  No option of the DRAFT interface is used:
-released wheels do not have it.
+0, so that closing never hangs; MAXMSGSIZE and a short read-ahead bound what a peer can make us hold.  The
+high-water mark of sends is far above what credit lets a conforming peer have under way, and is never relied
+on.  Routing ids are the socket's own: no node chooses one, so none can take another's.  No option of the
+DRAFT interface is used: released wheels do not have it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ from broker.session import SendResult
 
 TURN: Final = 256
 """Messages taken before what they cause is sent."""
+TURN_BYTES: Final = 1 << 20
+"""Bytes taken before that: copying the largest parts costs milliseconds each."""
 TICK_NS: Final = 100_000_000
 HIGH_WATER: Final = 1024
+READ_AHEAD: Final = 8
+"""Messages that ZeroMQ reads of a peer before we take them; then the peer waits.  Nothing is lost, and a peer that
+sends the largest parts cannot make us hold more than so many of them."""
 FAREWELL_NS: Final = 300_000_000
 """How long a broker that shuts down waits for its nodes to acknowledge that.  They read what is waiting only while
 the connection stands, so a linger on our side would not do."""
@@ -93,7 +98,7 @@ class Server:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
         self._router.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self._router.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        self._router.setsockopt(zmq.RCVHWM, READ_AHEAD)
         self._bind()
 
     def _bind(self) -> None:
@@ -154,11 +159,15 @@ class Server:
                 pass
 
     def _receive(self, now_ns: int) -> None:
+        size = 0
         for _ in range(TURN):
+            if size > TURN_BYTES:
+                return
             try:
                 routing_id, *parts = receive_parts(self._router, 5)
             except zmq.Again:
                 return
+            size += sum(map(len, parts))
             try:
                 self.core.on_frame(routing_id, parts, now_ns)
             except Exception:  # a mistake of ours: one message is lost, the lab goes on

@@ -26,6 +26,8 @@ from hmx.vcpu_area import GuestSide
 HEARTBEAT_S: Final = 0.5
 JOIN_S: Final = 10.0
 ATTACH_S: Final = 10.0
+GONE_S: Final = 1.0
+"""How long a program may take to end once its hypervisor is gone."""
 ASK_AGAIN_S: Final = 0.1
 LEAVE_S: Final = 3.0
 """How long a guest that ends waits until the broker knows: one that is being restarted takes a moment."""
@@ -95,6 +97,12 @@ class Shell:
         if self._asking and not self._granted.done():
             self.tell(["attach", self.config.hypervisor])
 
+    def abandon(self, reason: str) -> None:
+        """There is nothing left to live on, and the program goes on all the same: end without it."""
+        print(f"guest {self.config.name}: {reason}, and the program did not end", file=sys.stderr, flush=True)
+        self.link.leave(EXIT_INFRASTRUCTURE, reason)
+        os._exit(EXIT_INFRASTRUCTURE)
+
     async def attach(self) -> Attachment:
         """Ask the broker for a token, then the hypervisor for the domain."""
         self._asking = True
@@ -125,6 +133,7 @@ async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> End
         for vcpu in vcpus:
             vcpu.stop(HypervisorGone(f"hypervisor {config.hypervisor} is gone"))
         living.cancel()
+        shell.loop.call_later(GONE_S, shell.abandon, f"hypervisor {config.hypervisor} is gone")
 
     # It never says anything after the handshake: readable means that it ended.
     shell.loop.add_reader(attachment.connection.fileno(), hypervisor_gone)

@@ -23,7 +23,7 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,54 @@ CONTROL_DOMID: Final = 0
 _SHOWN: Final = 16  # differing bytes shown of one domain
 
 Runs = Mapping[str, Sequence[tuple[int, str]]]
+
+_U64: Final = (1 << 64) - 1
+_MAX_DOMID: Final = 0xFFFF
+_MAX_PAGES: Final = 1 << 13  # of one domain: twice the largest ring
+
+
+def _integer(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _runs(value: object) -> bool:
+    """{domid: [[address, hex bytes], ...]}; whether the hex digits are any is seen when they are read."""
+    return isinstance(value, dict) and all(
+        isinstance(pieces, list)
+        and all(isinstance(run, list) and len(run) == 2 and _U64_OF(run[0]) and _text(run[1]) for run in pieces)
+        for pieces in value.values()
+    )
+
+
+def _pairs(value: object) -> bool:
+    """[[domid, virq], ...]."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(item) is int for item in pair) for pair in value
+    )
+
+
+_U64_OF: Final = _integer(0, _U64)
+_DOM: Final = _integer(0, _MAX_DOMID)
+_RET: Final = _integer(-(1 << 63), _U64)
+_ANSWERED: Final = {"dom": _DOM, "pre": _runs, "ret": _RET, "post": _runs, "sigs": _pairs}
+# What each event must hold; further fields are comments.
+_FIELDS: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
+    "boot": {"cmdline": _text, "xsm": _text, "ret": _RET},
+    "domain": {"dom": _DOM, "npages": _integer(1, _MAX_PAGES)},
+    "page": {"dom": _DOM, "gfn": _U64_OF, "type": _text},
+    "op": {
+        "cmd": _integer(0, 0xFFFF_FFFF),
+        "args": lambda value: isinstance(value, list) and len(value) == 4 and all(map(_U64_OF, value)),
+        **_ANSWERED,
+    },
+    "kill": _ANSWERED,
+    "soft_reset": _ANSWERED,
+    "free": {"dom": _DOM},
+}
 
 
 class TraceError(Exception):
@@ -95,7 +143,10 @@ class _Subject:
             for address, text in pieces:
                 data = bytes.fromhex(text)
                 for image in images:
-                    image[int(domid)][address : address + len(data)] = data
+                    memory = image[int(domid)]
+                    if address + len(data) > len(memory):
+                        raise ValueError(f"{len(data)} bytes at {address:#x}: domain {domid} has {len(memory)}")
+                    memory[address : address + len(data)] = data
 
     def compare(self) -> list[str]:
         """Differences between memory and expectation, by domain.  Then memory is made to agree."""
@@ -123,6 +174,17 @@ def differences(actual: bytes | bytearray, expected: bytes | bytearray) -> Itera
         shown += at - start
 
 
+def _check_fields(event: Mapping[str, Any]) -> None:
+    """ValueError or KeyError for an event that is unknown, or whose fields are not what they should be."""
+    kind = event["ev"]
+    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        raise ValueError(f"unknown event {kind!r}")
+    for name, fits in fields.items():
+        if not fits(event[name]):
+            raise ValueError(f"this {kind} event has a {name!r} that makes no sense")
+
+
 def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) for each line.  Raises TraceError."""
     number = 0
@@ -137,8 +199,10 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, event
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(path, number, str(error)) from error
+    except RecursionError:
+        raise TraceError(path, number, "nested too deep") from None
     except ValueError as error:
-        raise TraceError(path, number + 1, str(error)) from error
+        raise TraceError(path, number, str(error)) from error
 
 
 def _call(subject: _Subject, event: Mapping[str, Any]) -> int:
@@ -196,6 +260,7 @@ def replay(path: str | Path) -> Outcome:
     subject: _Subject | None = None
     for number, event in _events(path):
         try:
+            _check_fields(event)
             if event["ev"] == "boot":
                 subject = _Subject(event["cmdline"], event["xsm"])
                 same = subject.boot_ret == event["ret"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hv_node.domain import Domain
@@ -23,11 +24,13 @@ class ArchCounters:
     interrupts_coalesced: int = 0
     interrupts_dropped: int = 0
 
+TURN: Final = 64  # frames of one vCPU before the next vCPU has its turn
+
 
 class Vcpu:
     """One vCPU as its hypervisor sees it."""
 
-    __slots__ = ("area", "asleep", "blocked", "chain", "deferred", "hvm", "index", "linked_to", "seq")
+    __slots__ = ("area", "asleep", "blocked", "budget", "chain", "deferred", "hvm", "index", "linked_to", "seq")
 
     def __init__(self, hvm: Hvm, index: int, area: HypervisorSide) -> None:
         self.hvm = hvm
@@ -38,6 +41,7 @@ class Vcpu:
         self.blocked: int | None = None  # seq of the pending frame that holds back all later ones
         self.linked_to: AsyncCall | None = None  # the pending ASYNC frame that LINKed followers wait for
         self.deferred = 0  # completions owed to pending ASYNC frames and their held followers
+        self.budget = TURN  # the shell's note: frames of its next turn, fewer while its frames are costly
         self.asleep = True  # the shell's note: the area's hv_asleep flag is up
 
 

@@ -34,11 +34,9 @@ from hv_node.doors.cpuid import xen_leaf
 from hv_node.doors.hypercalls import HYPERCALLS, hypercall_page
 from hv_node.doors.personality import Otherwise, Personality, Resolution, SiliconRow, Trap, resolve
 from hv_node.effects import PENDING
-from hv_node.hvm import AsyncCall, Hvm, Vcpu
+from hv_node.hvm import TURN, AsyncCall, Hvm, Vcpu
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.xsm import Xsm
-
-TURN: Final = 64  # frames of one vCPU before the next vCPU has its turn
 
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF

@@ -40,7 +40,7 @@ LATER: Final = (
     Later("hypervisor", "argo.mode", ("own",)),
     Later("hypervisor", "doors.*", ("hypercall",)),
     Later("hypervisor", "notifications.*", ("virq",)),
-    Later("node", "restart", ("never",)),
+    Later("hypervisor", "restart", ("never",)),
     Later("guest", "door", ("auto", "hypercall")),
     Later("guest", "notification", ("auto", "virq")),
     Later("guest", "implicit-only", ()),
@@ -66,11 +66,6 @@ SECTIONS: Final = (
     Section("guest", "kinds.*."),
     Section("guest", "groups.*."),
     Section("guest", "guests.*."),
-    Section("node", "defaults."),
-    Section("node", "kinds.*."),
-    Section("node", "groups.*."),
-    Section("node", "hypervisors.*."),
-    Section("node", "guests.*."),
 )
 
 NOT_YET: Final = "not yet available in this version"

@@ -70,16 +70,33 @@ def ended_labs(running: list[Lab]) -> list[Lab]:
 
 
 def remove_leftovers() -> list[Path]:
-    """Remove socket directories whose agent is gone: what remains when an agent is killed."""
+    """Remove what killed agents left behind: socket directories, and the lock and link of their run directories.
+
+    A lab's directories name each other, and its lock says whether it has an agent: what has one, or is not ours, is
+    left alone.
+    """
     removed = []
+    runs = rundir.recorded_labs()
     for sockets in rundir.socket_directories():
-        control = sockets / rundir.CONTROL_SOCKET
-        try:
-            age = time.time() - sockets.stat().st_mtime
-            gone = age > YOUNG and not ask(control, "ping", lambda _answer: None, ANSWER_WITHIN)
-        except OSError:
-            continue
-        if gone:
+        if _abandoned(sockets):
+            run = rundir.run_directory_of(sockets)
+            if run is not None and run not in runs:
+                runs.append(run)
             rundir.remove_socket_directory(sockets)
             removed.append(sockets)
+    for run in runs:
+        removed += rundir.release_abandoned(run)
     return removed
+
+
+def _abandoned(sockets: Path) -> bool:
+    """Whether the agent of a socket directory is gone."""
+    try:
+        if ask(sockets / rundir.CONTROL_SOCKET, "ping", lambda _answer: None, ANSWER_WITHIN):
+            return False
+        run = rundir.run_directory_of(sockets)
+        if run is not None:
+            return not rundir.lock_is_held(run)
+        return time.time() - sockets.stat().st_mtime > YOUNG
+    except OSError:  # it is there and does not answer
+        return False

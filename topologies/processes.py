@@ -63,6 +63,12 @@ class Detached(Exception):
     """The lab is up and the agent's own now; not an error."""
 
 
+def restarted_guests(plan: Plan) -> set[str]:
+    """Guests whose topology says ``restart: on-failure``."""
+    guests: Mapping[str, Any] = plan.topology.get("guests", {})
+    return {name for name, keys in guests.items() if keys.get("restart") == "on-failure"}
+
+
 def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: str = "") -> LabSpec:
     """What the agent needs of a plan."""
     from topologies.yaml12 import dump
@@ -71,8 +77,8 @@ def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: st
     for hypervisor in plan.hypervisors:
         nodes.append(NodeSpec(hypervisor.name, NodeKind.HYPERVISOR, ENTRIES[NodeKind.HYPERVISOR], hypervisor))
     for guest in plan.guests:
-        entry = ENTRIES[NodeKind.GUEST]
-        nodes.append(NodeSpec(guest.name, NodeKind.GUEST, entry, guest, guest.hypervisor, guest.domid))
+        entry, again = ENTRIES[NodeKind.GUEST], guest.name in restarted_guests(plan)
+        nodes.append(NodeSpec(guest.name, NodeKind.GUEST, entry, guest, guest.hypervisor, guest.domid, again))
     return LabSpec(
         name=plan.lab,
         mode=mode,

@@ -368,6 +368,54 @@ class RunDirectory:
         self._lock_fd = -1
 
 
+def release_abandoned(path: Path) -> list[Path]:
+    """Remove the lock and the link of run directory `path` when nobody holds the lock; what was removed.
+
+    Logs, state and results stay.  A lock that is held, or is not ours, is left alone, and the link with it.
+    """
+    lock, link = path / LOCK, path / SOCKETS
+    removed = []
+    try:
+        if os.lstat(path).st_uid != os.geteuid():
+            return []
+        fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = -1
+    except OSError:
+        return []
+    try:
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A link without a lock is that of a lab that just ended, unless it leads nowhere.
+        if link.is_symlink() and (fd >= 0 or not link.exists()):
+            link.unlink()
+            removed.append(link)
+        if fd >= 0:
+            lock.unlink()
+            removed.append(lock)
+    except OSError:
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return removed
+
+
+def lock_is_held(path: Path) -> bool:
+    """Whether somebody holds the lock of run directory `path`."""
+    try:
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _entries(path: Path) -> list[str]:
     try:
         return os.listdir(path)

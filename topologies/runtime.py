@@ -38,6 +38,8 @@ class NodeState(StrEnum):
     JOINED = "joined"
     READY = "ready"
     STOPPING = "stopping"
+    RESTARTING = "restarting"
+    """Between two lives: it ended, and will be started again."""
     EXITED = "exited"
     """Ended by itself with code 0."""
     FAILED = "failed"
@@ -57,7 +59,8 @@ class NodeOutcome:
 
     `exit` is the exit code of a node that ended by itself (for a guest: its program's), `signal` the number
     of the signal that ended it; `was_ready` whether it had come so far before; `detail` the words that the
-    node or the agent has for it.
+    node or the agent has for it.  These are of its last life; `restarts` says how many it had before, and
+    `last_error` how the one before ended.
     """
 
     name: str
@@ -71,6 +74,8 @@ class NodeOutcome:
     domid: int | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
+    restarts: int = 0
+    last_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,83 @@ def logs(
 
 
 @app.command()
+def inspect(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A lab, or a node of one; all, if not given.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", "-a", help="Labs that ended as well.")] = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Print everything that is known of nodes: one record for each."""
+
+    def act() -> int:
+        from topologies.commands import inspect as command
+
+        return command.inspect(name, format, everything=all)
+
+    _finish(act)
+
+
+@app.command()
+def events(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The lab; the only one, if only one runs.")
+    ] = None,
+    initial_state: Annotated[
+        bool, typer.Option("--initial-state", help="Begin with each node's state instead of what happened before.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the lab is down.")] = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Print what happened to a lab's nodes: a line for each event, as JSON an object in each line."""
+
+    def act() -> int:
+        from topologies.commands import events as command
+
+        return command.events(name, format, initial_state=initial_state, follow=follow)
+
+    _finish(act)
+
+
+@app.command()
+def gc(format: FormatOption = Format.TABLE) -> None:
+    """Remove what killed labs left behind: sockets, locks, links.  Logs and results stay."""
+
+    def act() -> int:
+        from topologies.commands import lifecycle
+
+        return lifecycle.gc(format)
+
+    _finish(act)
+
+
+@app.command()
+def doctor(format: FormatOption = Format.TABLE) -> None:
+    """Say what this machine can run, and what to do where it cannot.  Exit code 4 when something is missing."""
+
+    def act() -> int:
+        from topologies.commands import doctor as command
+
+        return command.doctor(format)
+
+    _finish(act)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def exec(
+    guest: Annotated[str, typer.Argument(metavar="GUEST", help="A guest of a running lab.")],
+    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="What to run in it.")] = None,
+) -> None:
+    """Run a command in a guest.  Not yet available in this version: a guest runs the one program of its topology."""
+
+    def act() -> int:
+        what = " ".join(command or ()) or "a command"
+        raise Complaint(f"exec: running {what} in guest {guest} is not yet available in this version")
+
+    _finish(act)
+
+
+@app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Topologies; - is standard input.")],
     format: FormatOption = Format.TABLE,

@@ -17,6 +17,7 @@ from topologies.agent.control import ask
 from topologies.rundir import CONTROL_SOCKET
 
 ROOT = Path(__file__).resolve().parents[2]
+PEERS = (Path(__file__).parent / "programs" / "peers.py").read_text()
 DEADLINE = 30.0
 GONE_WITHIN = 2.0
 """contracts: after two seconds nothing is left that should not be there."""
@@ -32,6 +33,8 @@ class Rig:
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_")},
             "XDG_RUNTIME_DIR": str(directory),
+            # Sockets of a base that is too long lie there: labs of others are neither seen nor taken down.
+            "TMPDIR": str(directory),
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -73,11 +76,33 @@ class Rig:
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """State of every node of every running lab, as its agent says: what `ps` prints, without a command."""
+        return {node["name"]: node for answer in self.states() for node in answer.get("nodes", [])}
+
+    def states(self) -> list[dict[str, Any]]:
+        """What the agent of every running lab says."""
         found: list[dict[str, Any]] = []
         for sockets in self.sockets():
             with contextlib.suppress(OSError):
                 ask(sockets / CONTROL_SOCKET, "state", found.append, 5.0)
-        return {node["name"]: node for answer in found for node in answer.get("nodes", [])}
+        return found
+
+    def node(self, name: str) -> dict[str, Any]:
+        """State of one node; empty values where nobody answers."""
+        return self.nodes().get(name, {"state": None, "pid": None, "restarts": None, "silent": None})
+
+    def seen(self, name: str) -> list[str]:
+        """What guest `name`, which runs `counts`, has seen of its peer."""
+        try:
+            return (self.runtime / f"seen-{name}").read_text().splitlines()
+        except OSError:
+            return []
+
+    def sent(self, name: str) -> int:
+        """How many datagrams of guest `name`, which runs `counts`, have arrived."""
+        try:
+            return int((self.runtime / f"sent-{name}").read_text() or 0)
+        except OSError:
+            return 0
 
     # ---- what is left ----
 
@@ -100,8 +125,8 @@ class Rig:
 
     def sockets(self) -> list[Path]:
         """Socket directories that are still there."""
-        parent = self.base / "s"
-        return sorted(parent.iterdir()) if parent.is_dir() else []
+        parents = (self.base / "s", self.runtime / f"argosy-{os.geteuid()}")
+        return sorted(path for parent in parents if parent.is_dir() for path in parent.iterdir())
 
     def leftovers(self) -> list[str]:
         """What should not be there when no lab runs."""
@@ -160,7 +185,7 @@ def lab(guests: str, *, name: str = "lab", checks: str = "") -> str:
     return f"{text}\nchecks:\n{checks}\n" if checks else f"{text}\n"
 
 
-def guest(name: str, function: str, **arguments: Any) -> str:
+def guest(name: str, function: str, *, restart: str = "never", **arguments: Any) -> str:
     """One guest of a topology, running a function of the module `mine`."""
     given = json.dumps(arguments)
-    return f"  {name}: {{on: hv0, memory: 16MiB, program: 'mine:{function}', with: {given}}}\n"
+    return f"  {name}: {{on: hv0, memory: 16MiB, restart: {restart}, program: 'mine:{function}', with: {given}}}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import tempfile
 import time
@@ -58,6 +59,7 @@ def answer(lab: Path, message: bytes) -> str:
         return reply.text
 
 
+SEQPACKET = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 GOOD = pack_request(Request("echo", bytes(16)))
 
 
@@ -118,3 +120,21 @@ def test_requests_are_checked_field_by_field(data: bytes) -> None:
     """The same parser without a process: an AttachError for everything that is not a request."""
     with pytest.raises(AttachError):
         unpack_request(data)
+
+
+@pytest.mark.long
+def test_a_million_malformed_requests(lab: Path) -> None:
+    """Cut short, stretched, bent in any field: each connection ends, and afterwards the hypervisor still answers."""
+    chance = random.Random(1)
+    path = os.path.realpath(lab / "attach-0")
+    for number in range(1_000_000):
+        message = bytearray(GOOD)
+        for _ in range(1 + number % 3):
+            message[chance.randrange(len(message))] = chance.getrandbits(8)
+        data = bytes(message[: chance.randrange(1, 40)]) if number % 4 == 0 else bytes(message)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError), socket.socket(*SEQPACKET) as connection:
+            connection.connect(path)
+            connection.send(data)
+            if number % 8 == 0:
+                assert unpack_reply(connection.recv(4096)).refused
+    assert "nobody announced" in answer(lab, GOOD)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_a_program_of_the_user_s_own(rig: Rig) -> None:
     ],
 )
 def test_a_guest_that_fails_ends_the_run(
-    rig: Rig, program: str, arguments: dict[str, int], code: int, words: str
+    rig: Rig, program: str, arguments: dict[str, Any], code: int, words: str
 ) -> None:
     """1 for a program that raises or ends non-zero, 5 for one that is killed; the peer is stopped.
 

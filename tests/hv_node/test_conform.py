@@ -150,6 +150,13 @@ def test_differences_are_cut_short() -> None:
         ([{"ev": "boot", "cmdline": "on", "xsm": "flask", "ret": 0}], 1, "flask"),
         ([*trace()[:2], {"ev": "domain", "dom": 1, "npages": 1}], 3, "in use"),
         ([*trace()[:2], {"ev": "page", "dom": 1, "gfn": 0, "type": "wet"}], 3, "WET"),
+        ([trace()[0], {"ev": "domain", "dom": 1, "npages": 1 << 40}], 2, "'npages' that makes no sense"),
+        ([trace()[0], {"ev": "domain", "dom": "1", "npages": 1}], 2, "'dom' that makes no sense"),
+        ([*trace()[:3], {**trace()[5], "pre": []}], 4, "'pre' that makes no sense"),
+        ([*trace()[:3], {**trace()[5], "args": [1, 2, 3]}], 4, "'args' that makes no sense"),
+        ([*trace()[:3], {**trace()[5], "args": [-1, 2, 3, 4]}], 4, "'args' that makes no sense"),
+        ([*trace()[:3], {**trace()[5], "sigs": [[1]]}], 4, "'sigs' that makes no sense"),
+        ([*trace()[:3], {**trace()[5], "pre": {"2": [[4 * 4096 - 1, "0000"]]}}], 4, "domain 2 has 16384"),
     ],
 )
 def test_what_is_no_trace(

@@ -31,12 +31,12 @@ def print_mutants(root: Path, targets: list[Target]) -> int:
     """Every mutant of every target."""
     for target in targets:
         try:
-            cells, cited, opaque = plan(root, target)
+            cells, words, opaque = plan(root, target)
             everything = mutants(Sources(root), target.module, target.attribute)
         except TableError as error:
             print(error)
             return 1
-        print(f"{target.name}: {len(cells)} of {len(everything.cells)} cells, {cited} cited")
+        print(f"{target.name}: {len(cells)} of {len(everything.cells)} cells, {words} words")
         for cell in cells:
             print(f"  {cell.line:5}  {cell.path}: {cell.old} -> {cell.new}")
         for text in opaque:

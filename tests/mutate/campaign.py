@@ -28,16 +28,17 @@ class Survivor(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A table, the tests that hold it, the columns that only cite a source, and the explained survivors.
+    """A table, the tests that hold it, the explained survivors, and the columns that are words for people.
 
-    The tests run in the process that imports the mutant: one that starts another interpreter kills nothing.
+    Words are a cited source, a note, a sentence of help: no test should pin them.  The tests run in the process
+    that imports the mutant: one that starts another interpreter kills nothing.
     """
 
     module: str
     attribute: str
     tests: tuple[str, ...]
     survivors: tuple[Survivor, ...] = ()
-    citations: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Verdict:
     cells: int = 0
     killed: int = 0
     timeouts: int = 0
-    cited: int = 0
+    words: int = 0
     survived: list[Cell] = field(default_factory=list)
     explained: list[tuple[Cell, str]] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
@@ -69,17 +70,17 @@ class Verdict:
 
 
 class Plan(NamedTuple):
-    """A target's cells: those to mutate, how many only cite a source, and what is no cell."""
+    """A target's cells: those to mutate, how many are words for people, and what is no cell."""
 
     cells: list[Cell]
-    cited: int
+    words: int
     opaque: list[str]
 
 
 def plan(root: Path, target: Target) -> Plan:
     """Read the target's table.  Raises TableError."""
     found = mutants(Sources(root), target.module, target.attribute)
-    cells = [cell for cell in found.cells if cell.column.rpartition(".")[2] not in target.citations]
+    cells = [cell for cell in found.cells if cell.column.rpartition(".")[2] not in target.words]
     return Plan(cells, len(found.cells) - len(cells), found.opaque)
 
 
@@ -88,7 +89,7 @@ def examine(target: Target, runner: Runner) -> Verdict:
     verdict = Verdict(target, path=str(Sources(runner.root).path(target.module).relative_to(runner.root)))
     begin = time.monotonic()
     try:
-        cells, verdict.cited, verdict.opaque = plan(runner.root, target)
+        cells, verdict.words, verdict.opaque = plan(runner.root, target)
     except (TableError, SyntaxError) as error:
         verdict.error = str(error)
         return verdict
@@ -150,10 +151,10 @@ def _tail(text: str, lines: int = 15) -> str:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """The campaign as text: a row a table, then what survived, what is explained, what could not be read."""
     width = max(len(verdict.target.name) for verdict in verdicts)
-    lines = [f"{'table':{width}}  cells  killed  explained  survived  cited  opaque  seconds"]
+    lines = [f"{'table':{width}}  cells  killed  explained  survived  words  opaque  seconds"]
     lines += [
         f"{v.target.name:{width}}  {v.cells:5}  {v.killed:6}  {len(v.explained):9}  {len(v.survived):8}"
-        f"  {v.cited:5}  {len(v.opaque):6}  {v.seconds:7.1f}"
+        f"  {v.words:5}  {len(v.opaque):6}  {v.seconds:7.1f}"
         for v in verdicts
     ]
     for v in verdicts:

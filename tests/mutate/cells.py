@@ -364,9 +364,7 @@ def mutants(sources: Sources, module: str, attribute: str) -> Mutants:
     cells, replacements = [], []
     for index, leaf in enumerate(table.leaves):
         new = _mutant(leaf, columns[leaf.column], table, sources, module)
-        cells.append(
-            Cell(leaf.path, leaf.column, leaf.node.lineno, index, ast.unparse(leaf.value), ast.unparse(new))
-        )
+        cells.append(Cell(leaf.path, leaf.column, leaf.node.lineno, index, ast.unparse(leaf.value), ast.unparse(new)))
         replacements.append(leaf.wrap(new))
     return Mutants(cells, replacements, table.opaque)
 

@@ -122,9 +122,7 @@ def changes(root: Path, attribute: str, module: str = "craft.table") -> dict[str
 
 
 def run(root: Path, targets: str, *words: str) -> subprocess.CompletedProcess[str]:
-    (root / "targets.py").write_text(
-        f"from tests.mutate.campaign import Survivor, Target\nTARGETS = ({targets},)\n"
-    )
+    (root / "targets.py").write_text(f"from tests.mutate.campaign import Survivor, Target\nTARGETS = ({targets},)\n")
     return subprocess.run(
         [sys.executable, "-m", "tests.mutate", f"--root={root}", f"--targets={root / 'targets.py'}", *words],
         cwd=ROOT,
@@ -250,7 +248,7 @@ def test_a_strong_test_kills_every_mutant(craft: Path) -> None:
     before = (craft / "craft" / "table.py").read_bytes()
     result = run(
         craft,
-        'Target("craft.table", "ROWS", ("test_strong.py",), citations=("source",)),'
+        'Target("craft.table", "ROWS", ("test_strong.py",), words=("source",)),'
         ' Target("craft.table", "NEXT", ("test_strong.py",))',
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -262,7 +260,7 @@ def test_a_strong_test_kills_every_mutant(craft: Path) -> None:
 
 def test_a_weak_test_lets_mutants_live(craft: Path) -> None:
     """Each survivor is named with file, line, cell, old and new; it fails the run unless it is explained."""
-    target = 'Target("craft.table", "ROWS", ("test_weak.py",), citations=("source",), survivors=(%s))'
+    target = 'Target("craft.table", "ROWS", ("test_weak.py",), words=("source",), survivors=(%s))'
     result = run(craft, target % 'Survivor("ROWS[*].low", "drawn at random"),')
     assert result.returncode == 1, result.stdout + result.stderr
     assert "SURVIVED craft/table.py:6  ROWS[0].error: Errno.EPERM -> Errno.EINVAL" in result.stdout
@@ -276,9 +274,7 @@ def test_a_weak_test_lets_mutants_live(craft: Path) -> None:
 
 def test_a_stale_explanation_is_told(craft: Path) -> None:
     """An explanation of what no longer survives."""
-    result = run(
-        craft, 'Target("craft.table", "NEXT", ("test_strong.py",), survivors=(Survivor("NEXT[*]", "old"),))'
-    )
+    result = run(craft, 'Target("craft.table", "NEXT", ("test_strong.py",), survivors=(Survivor("NEXT[*]", "old"),))')
     assert result.returncode == 0, result.stdout + result.stderr
     assert "stale explanation craft.table.NEXT: no cell of NEXT[*] survived" in result.stdout
 

@@ -45,18 +45,15 @@ def test_every_table_is_a_target() -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_target_is_what_it_says(target: Target) -> None:
-    """Its table has cells, its tests exist, its explanations and citations speak of cells that are there."""
-    cells, cited, _ = plan(ROOT, target)
+    """Its table has cells, its tests exist, its explanations and words speak of cells that are there."""
+    cells, words, _ = plan(ROOT, target)
     assert cells
     assert [test for test in target.tests if not (ROOT / test.partition("::")[0]).exists()] == []
     assert [survivor for survivor in target.survivors if not any(map(survivor.covers, cells))] == []
     assert all(survivor.why for survivor in target.survivors)
-    columns = {
-        cell.column.rpartition(".")[2]
-        for cell in mutants(Sources(ROOT), target.module, target.attribute).cells
-    }
-    assert set(target.citations) <= columns
-    assert bool(target.citations) == bool(cited)
+    columns = {cell.column.rpartition(".")[2] for cell in mutants(Sources(ROOT), target.module, target.attribute).cells}
+    assert set(target.words) <= columns
+    assert bool(target.words) == bool(words)
 
 
 def test_a_target_is_listed_once() -> None:

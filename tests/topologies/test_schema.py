@@ -125,7 +125,7 @@ OFFERED = (
     ("hypervisor", "argo.mode", "own"),
     ("hypervisor", "doors.*", "hypercall"),
     ("hypervisor", "notifications.*", "virq"),
-    ("node", "restart", "never"),
+    ("hypervisor", "restart", "never"),
     ("guest", "door", "auto hypercall"),
     ("guest", "notification", "auto virq"),
     ("guest", "implicit-only", ""),

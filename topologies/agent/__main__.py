@@ -103,9 +103,13 @@ def _serve(
         launcher.write({"what": "refused", "code": int(ExitCode.INFRASTRUCTURE), "words": str(error)})
         return int(ExitCode.INFRASTRUCTURE)
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         log = None if run is None else str(run.path / rundir.AGENT_LOG)
         words = f"the agent failed: {type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            where = error.filename or (spec.run_dir if run is None else run.path)
+            words = f"the lab cannot go on: {error.strerror}: {where}"
         code = ExitCode.INFRASTRUCTURE if isinstance(error, OSError) else ExitCode.DIED
         launcher.write({"what": "refused", "code": int(code), "words": words, "log": log})
         return int(code)

@@ -22,7 +22,7 @@ from multiprocess import process as mp_process
 from multiprocess import resource_tracker as mp_tracker
 
 from topologies.agent import preload
-from topologies.agent.entry import CRASH, run_node
+from topologies.agent.entry import CRASH, LOG, run_node
 
 PRELOADED = (
     "topologies.agent.preload",  # first: from here on the forkserver dies with the agent
@@ -35,6 +35,9 @@ PRELOADED = (
 KILLED = -int(signal.SIGKILL)
 UNREPORTED = 255
 """What multiprocess says when the forkserver went without reporting; a real exit code as well."""
+
+LAST_WORDS = 400
+"""Most characters of a log's last line that are repeated elsewhere."""
 
 GONE = -1
 """In place of a pidfd: there is nothing to signal."""
@@ -94,6 +97,14 @@ class Child:
             return (self.directory / CRASH).read_text(errors="replace").strip()
         except OSError:
             return ""
+
+    def last_words(self) -> str:
+        """The last line of the node's log."""
+        try:
+            lines = (self.directory / LOG).read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:LAST_WORDS] if lines else ""
 
     def close(self) -> None:
         """Let go of the descriptors."""

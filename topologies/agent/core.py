@@ -18,10 +18,13 @@ from topologies.agent.phases import (
     KILLED_WITHIN,
     LIVING,
     MOVES,
+    ORPHANED,
+    RESTART_ROWS,
     ROWS,
     SECOND,
     STARTING,
     STRAGGLERS,
+    UNATTACHED,
     Late,
     NodeEvent,
     Phase,
@@ -78,7 +81,10 @@ class LabCore:
 
     def spawned(self, name: str, pid: int, now: int) -> None:
         """The process of `name` runs."""
-        self._nodes[name].pid = pid
+        node = self._nodes[name]
+        if node.state is NodeState.RESTARTING:
+            node.begin_again()
+        node.pid = pid
         self._move(name, NodeEvent.SPAWNED, now)
         self._walk(now)
 
@@ -96,7 +102,7 @@ class LabCore:
     def ready(self, name: str, now: int) -> None:
         """`name` has done what it needs before it can serve or run."""
         node = self._nodes.get(name)
-        if node is not None and not node.was_ready:
+        if node is not None:
             node.was_ready = True
             self._move(name, NodeEvent.READY, now)
             self._walk(now)
@@ -110,10 +116,20 @@ class LabCore:
     def said_goodbye(self, name: str, reason: str, now: int) -> None:
         """`name` told the broker that it ends, and why; its results came before."""
         node = self._nodes.get(name)
-        if node is not None:
+        if node is not None and node.state is not NodeState.STARTING:  # else it was said by its life before
             node.goodbye = True
             node.detail = node.detail or reason
             self._walk(now)
+
+    def said_why(self, name: str, words: str) -> None:
+        """What `name`, which never joined, wrote down before it ended."""
+        self._nodes[name].detail = words
+
+    def detached(self, name: str, now: int) -> None:
+        """The attach connection of guest `name` ended.  One that lives on without it is killed."""
+        node = self._nodes.get(name)
+        if node is not None and node.lives and node.kill_at is None and self.phase in LIVING:
+            node.kill_at = now + UNATTACHED
 
     def ended(self, name: str, status: int, crash: str, now: int) -> None:
         """The process of `name` is gone.
@@ -134,9 +150,20 @@ class LabCore:
             event = NodeEvent.ENDED_BADLY
         else:
             event = NodeEvent.ENDED_CODE if status else NodeEvent.ENDED_ZERO
-        self._move(name, event, now)
-        self._look_for_faults(now)
+        node.kill_at = None
+        if self._wanted_again(node, event):
+            self._begin_again(node, event, now)
+        else:
+            self._stay_down(node, event, now)
         self._walk(now)
+
+    def not_restarted(self, name: str, words: str, now: int) -> None:
+        """There is nothing on which `name` could be started again."""
+        node = self._nodes[name]
+        if node.state is NodeState.RESTARTING:
+            node.detail = f"{node.detail}; not started again: {words}".lstrip("; ")
+            self._stay_down(node, node.ended_as, now)
+            self._walk(now)
 
     def result(self, name: str, fields: Mapping[str, Any]) -> None:
         """`name` reported results; later fields add to earlier ones.  ``arch`` and ``host`` are its
@@ -175,6 +202,8 @@ class LabCore:
     def tick(self, now: int) -> None:
         """Time passed."""
         self._decide_checks(now)
+        self._start_again(now)
+        self._kill_detached(now)
         if self._limit is not None and now >= self._limit:
             self._late(now)
         self._walk(now)
@@ -187,7 +216,10 @@ class LabCore:
 
     def may_start(self, name: str) -> bool:
         """Whether a start that was ordered is still wanted."""
-        return self.phase in STARTING and self._nodes[name].state is NodeState.PLANNED
+        state = self._nodes[name].state
+        if state is NodeState.RESTARTING:
+            return self.phase in LIVING
+        return self.phase in STARTING and state is NodeState.PLANNED
 
     def deadline(self) -> int | None:
         """When :meth:`tick` has something to do; None in phase DOWN."""
@@ -196,11 +228,22 @@ class LabCore:
         moments = [self._next_report]
         if self._limit is not None:
             moments.append(self._limit)
+        for node in self._nodes.values():
+            moments += [at for at in (node.restart_at, node.kill_at) if at is not None]
         if self.phase is Phase.RUNNING:
             moments += [at for _, at in self._open_checks() if at is not None]
             if self._over_since is not None:
                 moments.append(self._over_since + STRAGGLERS)
         return min(moments)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the broker: it grows with each of its lives."""
+        first: int = 1
+        lives = 0
+        for node in self._of(NodeKind.BROKER):
+            first, lives = getattr(node.spec.config, "epoch", 1), node.restarts
+        return first + lives
 
     def node(self, name: str) -> Node | None:
         """The node called `name`."""
@@ -262,7 +305,8 @@ class LabCore:
             return
         node.state = then
         node.since_ns = now
-        detail = ending_words(node.outcome()) if then in ENDED else ""
+        ended = then in ENDED or then is NodeState.RESTARTING
+        detail = ending_words(node.outcome()) if ended else ""
         self._sink.progress(
             {"what": "node", "name": name, "kind": str(node.spec.kind), "state": str(then), "detail": detail}
         )
@@ -272,6 +316,7 @@ class LabCore:
             NodeState.PLANNED: "its process has not started",
             NodeState.STARTING: f"process {node.pid} has not joined the broker",
             NodeState.JOINED: f"process {node.pid} has joined, is not ready",
+            NodeState.RESTARTING: f"it {node.last_error}, and is started again",
         }[node.state]
         words = f"{node.spec.kind} {node.spec.name} to be ready: {stage}"
         under = self._nodes.get(node.spec.hypervisor or "")
@@ -286,12 +331,70 @@ class LabCore:
         silent = [node for node in asked if node.counters is None]
         return silent + [node for node in gone if not node.goodbye]
 
+    # ---- another life -------------------------------------------------------------------------------------
+
+    def _wanted_again(self, node: Node, event: NodeEvent) -> bool:
+        """Whether a node that ended so is to be started again, if it may."""
+        if self.phase not in LIVING or node.state is NodeState.STOPPING:
+            return False
+        if node.spec.kind is NodeKind.BROKER:
+            return self.phase is not Phase.STARTING_BROKER
+        under = self._nodes.get(node.spec.hypervisor or "")
+        return node.spec.restart and event is not NodeEvent.ENDED_ZERO and under is not None and under.lives
+
+    def _begin_again(self, node: Node, event: NodeEvent, now: int) -> None:
+        """Start the node again after its wait, unless it was too often already."""
+        row = RESTART_ROWS[node.spec.kind]
+        node.restarted = [at for at in node.restarted if now - at < row.within]
+        if len(node.restarted) >= row.most:
+            often = f"it was started again {row.most} times within {row.within // SECOND} s"
+            node.detail = f"{node.detail}; {often}" if node.detail else often
+            self._stay_down(node, event, now)
+            return
+        node.ended_as, node.last_error = event, ending_words(node.outcome())
+        node.restart_at = now + row.wait(len(node.restarted))
+        node.restarted.append(now)
+        self._move(node.spec.name, NodeEvent.AGAIN, now)
+        self._start_again(now)
+
+    def _start_again(self, now: int) -> None:
+        for node in self._nodes.values():
+            if node.restart_at is not None and now >= node.restart_at:
+                node.restart_at = None
+                self._sink.start(node.spec.name)
+
+    def _stay_down(self, node: Node, event: NodeEvent, now: int) -> None:
+        """The node ended for good."""
+        node.restart_at = None
+        self._move(node.spec.name, event, now)
+        for guest in self._of(NodeKind.GUEST):
+            if guest.spec.hypervisor != node.spec.name:
+                continue
+            if guest.state is NodeState.RESTARTING:
+                self._stay_down(guest, guest.ended_as, now)
+            elif guest.lives and self.phase in LIVING:
+                guest.kill_at = now + ORPHANED
+        if node.spec.kind is NodeKind.BROKER and self.phase in LIVING:
+            self.stop(Fault(ExitCode.DIED, f"broker {node.spec.name} {ending_words(node.outcome())}"), now)
+        self._look_for_faults(now)
+
+    def _kill_detached(self, now: int) -> None:
+        for node in self._nodes.values():
+            if node.kill_at is not None and now >= node.kill_at:
+                node.kill_at = None
+                under = self._nodes.get(node.spec.hypervisor or "")
+                orphan = under is not None and not under.lives
+                node.detail = "it outlived its hypervisor" if orphan else "it closed its attach connection and lived on"
+                self._sink.kill(node.spec.name)
+
     # ---- phases -------------------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase, now: int) -> None:
         self.phase = phase
         row = ROWS[phase]
         self._killed = False
+        if phase not in LIVING:
+            self._end_restarts(now)
         self._phase_since = now
         self._next_report = now + REPORT_EVERY
         self._limit = None if row.within is None else now + row.within
@@ -302,6 +405,14 @@ class LabCore:
         self._sink.progress({"what": "phase", "phase": str(phase), "doing": row.doing})
         self._on_entry(row, now)
 
+    def _end_restarts(self, now: int) -> None:
+        """Nobody is started any more, and nobody killed for living on."""
+        for node in self._nodes.values():
+            node.restart_at = node.kill_at = None
+            if node.state is NodeState.RESTARTING:
+                broker = node.spec.kind is NodeKind.BROKER
+                self._move(node.spec.name, NodeEvent.ASKED if broker else node.ended_as, now)
+
     def _on_entry(self, row: PhaseRow, now: int) -> None:
         if row.phase is Phase.RUNNING:
             self._ready_at = now
@@ -311,6 +422,8 @@ class LabCore:
             for node in self._of(row.kind):
                 self._sink.start(node.spec.name)
         elif row.until is Until.TOLD:
+            for node in self._of(NodeKind.HYPERVISOR):
+                node.counters = None  # those of an earlier question are not the last
             for node in self._untold():
                 if node.spec.kind is NodeKind.HYPERVISOR:
                     self._sink.ask_counters(node.spec.name)

@@ -15,7 +15,7 @@ from topologies.agent.core import LabCore
 from topologies.agent.phases import SECOND, Phase
 from topologies.agent.spec import Mode
 from topologies.rundir import RunDirectory
-from topologies.runtime import NodeOutcome, Outcome
+from topologies.runtime import NodeKind, NodeOutcome, Outcome
 
 STATE_SCHEMA = "state/1"
 EVENTS = "events.jsonl"
@@ -55,6 +55,10 @@ def node_state(node: NodeOutcome) -> dict[str, Any]:
         "exit": node.exit,
         "signal": node.signal,
         "detail": node.detail,
+        "arch": None,
+        "probe": None,
+        "restarts": node.restarts,
+        "last_error": node.last_error,
     }
 
 
@@ -69,6 +73,7 @@ def ended_state(outcome: Outcome, topology: str) -> dict[str, Any]:
         "sockets": None,
         "agent": None,
         "phase": str(Phase.DOWN),
+        "epoch": None,
         "waits": [],
         "nodes": [node_state(node) for node in outcome.nodes],
         "outcome": outcome.as_json(),
@@ -84,6 +89,8 @@ class Journal:
         self._since = time.time()
         self._self_started = start_time(os.getpid())
         self._written: dict[str, int] = {}
+        self.probes: dict[str, tuple[Any, ...]] = {}
+        """What each guest found its hypervisor to be: door, base of its CPUID leaves, domain id."""
 
     def state(self, now: int, outcome: Outcome | None = None) -> dict[str, Any]:
         """What there is to say about the lab now, as JSON values."""
@@ -98,6 +105,7 @@ class Journal:
             "sockets": str(self._run.sockets) if outcome is None else None,
             "agent": {"pid": os.getpid(), "started": self._self_started, "since": self._since},
             "phase": str(self._core.phase),
+            "epoch": self._core.epoch,
             "waits": self._core.waits(now),
             "nodes": [],
         }
@@ -110,10 +118,28 @@ class Journal:
                     "started": start_time(node.pid) if node.pid and node.lives else None,
                     "since": None if age is None else round(wall - age, 3),
                     "silent": _seconds(now, node.silent_since_ns),
+                    "arch": getattr(node.spec.config, "arch", None),
+                    "probe": self.probes.get(node.spec.name),
                 }
             )
         if outcome is not None:
             state["outcome"] = outcome.as_json()
+        return state
+
+    def inspection(self, now: int) -> dict[str, Any]:
+        """The state, with every node's counters."""
+        state = self.state(now)
+        by_guest: dict[str, Any] = {}
+        for node in self._core.nodes():
+            if node.spec.kind is NodeKind.HYPERVISOR and node.counters is not None:
+                by_guest.update(node.counters.get("arch", {}))
+        for node, record in zip(self._core.nodes(), state["nodes"], strict=True):
+            counters = dict(node.counters or {})
+            if node.spec.kind is NodeKind.HYPERVISOR:
+                counters.pop("arch", None)  # told of its guests, one by one
+            elif node.spec.name in by_guest:
+                counters["hypervisor"] = by_guest[node.spec.name]
+            record["counters"] = counters
         return state
 
     def write_state(self, now: int, outcome: Outcome | None = None) -> None:

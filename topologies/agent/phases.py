@@ -1,4 +1,5 @@
-"""The two tables of a lab's life: what the lab does one after the other, and what can become of one node.
+"""The tables of a lab's life: what the lab does one after the other, what can become of one node, and who is
+started again.
 
 The core walks these tables; a person can read them beside the documentation.
 """
@@ -118,6 +119,40 @@ KILLED_WITHIN: Final = 5 * SECOND
 STRAGGLERS: Final = 500 * MILLISECOND
 """How long guests that no check names may go on once every check is decided."""
 
+UNATTACHED: Final = 500 * MILLISECOND
+"""How long a guest may live on without its attach connection: one that ends closes it a moment before."""
+
+
+ORPHANED: Final = 3 * SECOND
+"""How long a guest may live on after its hypervisor: it ends by itself, unless its program never lets it."""
+
+
+class RestartRow(NamedTuple):
+    """How often nodes of `kind` are started again: at most `most` times within `within` ns.
+
+    The n-th restart in that time comes `first` * 2^(n-1) ns after the death, at most `longest` ns.
+    """
+
+    kind: NodeKind
+    first: int
+    longest: int
+    most: int
+    within: int
+
+    def wait(self, before: int) -> int:
+        """How long to wait for a restart that `before` others preceded."""
+        return min(self.first << before, self.longest)
+
+
+RESTARTS: Final = (
+    RestartRow(NodeKind.BROKER, 0, 0, 5, 60 * SECOND),
+    RestartRow(NodeKind.GUEST, 100 * MILLISECOND, 5 * SECOND, 8, 60 * SECOND),
+)
+"""The broker is started again always, a guest where its `restart` says so, a hypervisor never: its guests'
+memory dies with it.
+"""
+RESTART_ROWS: Final = {row.kind: row for row in RESTARTS}
+
 
 class NodeEvent(Enum):
     """What happens to a node."""
@@ -131,6 +166,8 @@ class NodeEvent(Enum):
     ENDED_CODE = auto()
     ENDED_BADLY = auto()
     """By a signal, or by an exception that was not the program's."""
+    AGAIN = auto()
+    """Ended in one of these ways, and will be started again."""
 
 
 class NodeMove(NamedTuple):
@@ -161,6 +198,15 @@ NODE_MOVES: Final = (
     NodeMove(NodeState.STOPPING, NodeEvent.ENDED_ZERO, NodeState.STOPPED),
     NodeMove(NodeState.STOPPING, NodeEvent.ENDED_CODE, NodeState.STOPPED),
     NodeMove(NodeState.STOPPING, NodeEvent.ENDED_BADLY, NodeState.STOPPED),
+    NodeMove(NodeState.STARTING, NodeEvent.AGAIN, NodeState.RESTARTING),
+    NodeMove(NodeState.JOINED, NodeEvent.AGAIN, NodeState.RESTARTING),
+    NodeMove(NodeState.READY, NodeEvent.AGAIN, NodeState.RESTARTING),
+    NodeMove(NodeState.RESTARTING, NodeEvent.SPAWNED, NodeState.STARTING),
+    # What was to be started again is not after all: for a broker that is as good as being asked to leave.
+    NodeMove(NodeState.RESTARTING, NodeEvent.ASKED, NodeState.STOPPED),
+    NodeMove(NodeState.RESTARTING, NodeEvent.ENDED_ZERO, NodeState.EXITED),
+    NodeMove(NodeState.RESTARTING, NodeEvent.ENDED_CODE, NodeState.FAILED),
+    NodeMove(NodeState.RESTARTING, NodeEvent.ENDED_BADLY, NodeState.DIED),
 )
 
 MOVES: Final = {(move.state, move.event): move.then for move in NODE_MOVES}

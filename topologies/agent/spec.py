@@ -22,7 +22,10 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """One node: `entry` is ``module:function`` and takes `config`, the node's start arguments."""
+    """One node: `entry` is ``module:function`` and takes `config`, the node's start arguments.
+
+    `restart`: a guest that dies or fails is started again.  A broker always is.
+    """
 
     name: str
     kind: NodeKind
@@ -30,6 +33,7 @@ class NodeSpec:
     config: Any = None
     hypervisor: str | None = None
     domid: int | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from topologies import rundir
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
-from topologies.processes import AgentFailed, ProcessRuntime, failed_outcome
+from topologies.processes import AgentFailed, ProcessRuntime, failed_outcome, restarted_guests
 from topologies.report import print_outcome, print_reasons, progress_for
 from topologies.runtime import Outcome
 
@@ -166,6 +166,10 @@ def _run_inline(options: Options) -> Outcome:
     path = rundir.run_path(name, options.run_dir)
     places = Places(_base_dir(options.file), str(path), str(path))
     plan = _planned(options, topology, name, places)
+    again = restarted_guests(plan)
+    if again:
+        words = f"restart: on-failure (guest {min(again)}) is not yet available in the inline runtime"
+        raise Misuse(words)
     try:
         directory = rundir.RunDirectory.take(path, None)
     except rundir.RunDirError as error:

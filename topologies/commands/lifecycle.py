@@ -20,12 +20,14 @@ from topologies.labs import Lab
 from topologies.report import print_table
 from topologies.runtime import signal_name
 
-PS_SCHEMA, DOWN_SCHEMA = "ps/1", "down/1"
+PS_SCHEMA, DOWN_SCHEMA, GC_SCHEMA = "ps/1", "down/1", "gc/1"
 DOWN_WITHIN = 60.0
 LOOK_EVERY = 0.1
 """Seconds between two looks at a log that is followed."""
 
 AGENT = "agent"
+ALIVE = ("starting", "joined", "ready", "stopping")
+"""States of a node that has a process."""
 
 
 class NotFound(Exception):
@@ -49,13 +51,13 @@ def ps(form: Format, *, everything: bool = False) -> int:
         print(json.dumps({"schema": PS_SCHEMA, "labs": states}, indent=1))
         return int(ExitCode.OK)
     rows = [_row(lab, node) for lab in found for node in lab.state["nodes"]]
-    titles = ["lab", "node", "kind", "state", "pid", "on", "domain", "for", "detail"]
-    print_table(titles, rows, [False, False, False, False, True, False, True, True, False], sys.stdout)
+    titles = ["lab", "node", "kind", "state", "pid", "on", "domain", "for", "restarts", "detail"]
+    print_table(titles, rows, [False, False, False, False, True, False, True, True, True, False], sys.stdout)
     return int(ExitCode.OK)
 
 
 def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
-    alive = lab.running and node["state"] in ("starting", "joined", "ready", "stopping")
+    alive = lab.running and node["state"] in ALIVE
     state, detail = node["state"], node["detail"]
     if alive and node["silent"] is not None:
         state, detail = "unresponsive", f"not heard for {node['silent']:.0f} s"
@@ -65,6 +67,9 @@ def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
         detail = f"killed by {signal_name(node['signal'])}"
     elif node["exit"] is not None and not detail:
         detail = f"exit code {node['exit']}"
+    if alive and node.get("restarts"):
+        epoch = f"epoch {lab.state['epoch']}; " if node["kind"] == "broker" else ""
+        detail = f"{detail + '; ' if detail else ''}{epoch}before it {node['last_error']}"
     age = _age(time.time() - node["since"]) if node["since"] and lab.running else ""
     return [
         lab.name,
@@ -75,6 +80,7 @@ def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
         node["hypervisor"] or "",
         "" if node["domid"] is None else str(node["domid"]),
         age,
+        str(node.get("restarts") or ""),
         detail,
     ]
 
@@ -139,6 +145,23 @@ def _take_down(lab: Lab) -> bool:
         finally:
             os.close(agent)
     return True
+
+
+# ---- gc ---------------------------------------------------------------------------------------------------
+
+
+def gc(form: Format) -> int:
+    """`argosy gc`: remove what killed agents left behind; what lives, or is not ours, is left alone."""
+    removed = labs.remove_leftovers()
+    if form is Format.JSON:
+        print(json.dumps({"schema": GC_SCHEMA, "removed": [str(path) for path in removed]}))
+    else:
+        for path in removed:
+            print(f"removed {path}, whose agent was gone")
+    if not removed:
+        print("argosy: nothing is left behind", file=sys.stderr)
+        return int(ExitCode.NOTHING_TO_DO)
+    return int(ExitCode.OK)
 
 
 # ---- logs -------------------------------------------------------------------------------------------------

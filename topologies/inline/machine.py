@@ -15,8 +15,8 @@ from typing import Final, Protocol
 from guest_node.kernel.argo import GuestMemoryView
 from hmx.memory import GuestMemory, MappedMemory, Window
 from hmx.vcpu_area import AREA_SIZE
-from hv_node.hvm import Vcpu
-from hv_node.hypervisor import TURN, Hypervisor
+from hv_node.hvm import TURN, Vcpu
+from hv_node.hypervisor import Hypervisor
 
 YIELDS: Final = 4
 

@@ -21,13 +21,14 @@ def lab_spec(
     checks: tuple[CheckSpec, ...] = (),
     mode: Mode = Mode.RUN,
     timeout_ns: int | None = None,
+    restart: tuple[str, ...] = (),
 ) -> LabSpec:
-    """A lab with a broker, `hypervisors`, and `guests` (name -> hypervisor)."""
+    """A lab with a broker, `hypervisors`, and `guests` (name -> hypervisor), of which some `restart`."""
     guests = {"sender": "hv0", "receiver": "hv0"} if guests is None else guests
     nodes = [NodeSpec("broker", NodeKind.BROKER, "broker.node:main")]
     nodes += [NodeSpec(name, NodeKind.HYPERVISOR, "hv_node.node:main") for name in hypervisors]
     nodes += [
-        NodeSpec(name, NodeKind.GUEST, "guest_node.node:main", hypervisor=on, domid=index + 1)
+        NodeSpec(name, NodeKind.GUEST, "guest_node.node:main", hypervisor=on, domid=index + 1, restart=name in restart)
         for index, (name, on) in enumerate(guests.items())
     ]
     return LabSpec("lab", mode, tuple(nodes), checks, timeout_ns, run_dir="/run/lab")
@@ -47,6 +48,7 @@ class Driver:
         self.records: list[Mapping[str, Any]] = []
         self.alive: set[str] = set()
         self.immortal: set[str] = set()
+        self.detached: set[str] = set()
 
     # ---- the sink ----
 

@@ -12,7 +12,7 @@ from topologies.exitcodes import EXIT_CODES, ExitCode
 from topologies.runtime import Fault
 
 EVENTS = ("spawn", "spawn", "join", "ready", "ready", "exit", "fail", "crash", "kill", "counters", "goodbye", "time",
-          "interrupt", "down", "refuse")  # fmt: skip
+          "interrupt", "down", "refuse", "detach", "nowhere")  # fmt: skip
 
 CHECKS = st.sampled_from([(), (CheckSpec("a", "a", 0, 50 * MS),), (CheckSpec("b", "b", 3), CheckSpec("a", "a", 0))])
 
@@ -36,6 +36,11 @@ def play(driver: Driver, event: str, pick: int) -> None:
             core.not_spawned(order, "no room", now)
     elif name is None:
         return
+    elif event == "detach":
+        core.detached(name, now)
+        driver.detached.add(name)
+    elif event == "nowhere":
+        core.not_restarted(name, "no domain", now)
     elif event == "join":
         core.joined(name, now)
     elif event == "ready":
@@ -45,6 +50,8 @@ def play(driver: Driver, event: str, pick: int) -> None:
     elif event == "counters":
         core.counters("hv0", {}, now)
     elif event in ("exit", "fail", "kill", "crash"):
+        if name == "hv0":
+            driver.detached |= {"a", "b"}
         status = {"exit": 0, "fail": 3, "kill": KILL, "crash": 70}[event]
         driver.end(name, status, goodbye=bool(pick % 2), crash="boom" if event == "crash" else "")
 
@@ -55,6 +62,7 @@ def play(driver: Driver, event: str, pick: int) -> None:
     checks=CHECKS,
     start=st.sampled_from([None, Phase.STARTING_GUESTS, Phase.RUNNING]),
     timeout=st.sampled_from([None, 1000 * MS]),
+    restart=st.sampled_from([(), ("a",), ("a", "b")]),
 )
 @settings(max_examples=300, deadline=None)
 def test_every_schedule_ends_with_a_verdict_and_nobody_left(
@@ -63,9 +71,11 @@ def test_every_schedule_ends_with_a_verdict_and_nobody_left(
     checks: tuple[CheckSpec, ...],
     start: Phase | None,
     timeout: int | None,
+    restart: tuple[str, ...],
 ) -> None:
     """Issue: Ctrl-C, deaths and exits at any moment; the way down always gets to its end."""
-    driver = Driver(lab_spec(guests={"a": "hv0", "b": "hv0"}, mode=mode, checks=checks, timeout_ns=timeout))
+    spec = lab_spec(guests={"a": "hv0", "b": "hv0"}, mode=mode, checks=checks, timeout_ns=timeout, restart=restart)
+    driver = Driver(spec)
     driver.begin()
     if start is not None:
         driver.up_to(start)
@@ -86,7 +96,8 @@ def test_every_schedule_ends_with_a_verdict_and_nobody_left(
     assert bool(outcome.reasons) == (outcome.code != ExitCode.OK)
     if interrupted:
         assert outcome.code is ExitCode.INTERRUPTED
-    # Whoever had a process when its kind was stopped was asked first, and killed only after that.
-    assert set(driver.killed) <= set(driver.asked)
+    # Whoever had a process when its kind was stopped was asked first, and killed only after that; but for a guest that
+    # had lost its attach connection, or its hypervisor.
+    assert set(driver.killed) <= set(driver.asked) | driver.detached
     order = {"a": 0, "b": 0, "hv0": 1, "broker": 2}
     assert [order[name] for name in driver.asked] == sorted(order[name] for name in driver.asked)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from topologies.agent.phases import LIVING, MOVES, NODE_MOVES, PHASES, ROWS, Late, NodeEvent, Phase, Until
+from topologies.agent.phases import (
+    LIVING,
+    MOVES,
+    NODE_MOVES,
+    PHASES,
+    RESTARTS,
+    ROWS,
+    Late,
+    NodeEvent,
+    Phase,
+    Until,
+)
 from topologies.runtime import ENDED, NodeKind, NodeState
 
 
@@ -70,3 +81,29 @@ def test_an_end_that_was_asked_for_is_no_failure() -> None:
             assert move.then is NodeState.FAILED
         elif move.event is NodeEvent.ENDED_BADLY:
             assert move.then is NodeState.DIED
+
+
+def test_who_is_started_again_and_how_often() -> None:
+    """contracts 8: the broker at once, at most 5 times in 60 s; a guest after a wait that doubles and is bounded."""
+    waits = {row.kind: [row.wait(before) / 1e6 for before in range(row.most)] for row in RESTARTS}
+    found = [(str(row.kind), row.most, row.within / 1e9, waits[row.kind]) for row in RESTARTS]
+    assert [(row.first / 1e6, row.longest / 1e6) for row in RESTARTS] == [(0, 0), (100, 5000)]
+    assert found == [
+        ("broker", 5, 60, [0, 0, 0, 0, 0]),
+        ("guest", 8, 60, [100, 200, 400, 800, 1600, 3200, 5000, 5000]),
+    ]
+
+
+def test_a_node_between_two_lives() -> None:
+    """It gets there from every state in which it may end by itself, and leaves it one way or the other."""
+    into = {move.state for move in NODE_MOVES if move.then is NodeState.RESTARTING}
+    assert into == {NodeState.STARTING, NodeState.JOINED, NodeState.READY}
+    assert {move.event for move in NODE_MOVES if move.then is NodeState.RESTARTING} == {NodeEvent.AGAIN}
+    out = {move.event: move.then for move in NODE_MOVES if move.state is NodeState.RESTARTING}
+    assert out == {
+        NodeEvent.SPAWNED: NodeState.STARTING,
+        NodeEvent.ASKED: NodeState.STOPPED,
+        NodeEvent.ENDED_ZERO: NodeState.EXITED,
+        NodeEvent.ENDED_CODE: NodeState.FAILED,
+        NodeEvent.ENDED_BADLY: NodeState.DIED,
+    }

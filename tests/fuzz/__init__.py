@@ -1,0 +1,1 @@
+"""Fuzzing of every surface that reads what somebody else wrote: `python -m tests.fuzz TARGET|all`."""

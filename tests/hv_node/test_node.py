@@ -1,0 +1,143 @@
+"""The hypervisor's process shell where it meets strangers: tokens, refusals (project handshake, contracts 2)."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from broker.client import ZmqLink
+from broker.frames import Lane
+from hmx.attach import Request, pack_request, unpack_reply
+from hv_node.config import DomainConfig, HypervisorConfig
+from hv_node.hvm import TURN
+from hv_node.node import ADMITS, REFUSALS_TOLD, SLICE_NS, Node
+
+TOKEN = bytes(range(16))
+
+
+class Link:
+    """A link that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[list[Any]] = []
+        self._ends = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._ends[0].fileno()
+
+    def send(self, lane: int, record: list[Any]) -> bool:
+        self.said.append(record)
+        return True
+
+    def heartbeat(self) -> None:
+        pass
+
+    def flush(self) -> bool:
+        return False
+
+    def pump(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+    def events(self, code: str) -> list[list[Any]]:
+        return [record[2:] for record in self.said if record[:2] == ["event", code]]
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    link = Link()
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
+    """A hypervisor with one domain, whose guest `app` was granted a token; its loop is turned by hand."""
+    config = HypervisorConfig(
+        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", "", "dummy",
+        str(short_tmp_path / "attach"), 0, 0, (DomainConfig("app", 1, 1 << 20, 1),),
+    )  # fmt: skip
+    node = Node(config, cast(ZmqLink, link))
+    node.start()
+    node._on_record(Lane.CONTROL, ["told", "broker", ["grant", "app", TOKEN]], b"")
+    yield node
+    node.close()
+
+
+def ask(node: Node, token: bytes, name: str = "app") -> socket.socket:
+    """Connect and ask to attach; the connection, with the answer in it."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(node.config.attach_path)
+    connection.send(pack_request(Request(name, token)))
+    node._poll(0)
+    node._poll(0)
+    return connection
+
+
+def test_a_wrong_token_uses_nothing_up(node: Node) -> None:
+    """Who guesses at another guest's token is refused, and that guest attaches afterwards; nobody does so twice."""
+    with ask(node, bytes(16)) as guesser, ask(node, TOKEN) as app, ask(node, TOKEN) as again:
+        assert "wrong attach token" in unpack_reply(guesser.recv(4096)).text
+        assert not unpack_reply(app.recv(4096)).refused
+        assert unpack_reply(again.recv(4096)).refused
+
+
+def test_refusals_are_told_within_limits(node: Node, link: Link) -> None:
+    """Who is refused a hundred times in one beat makes a few lines, not a hundred."""
+    for _ in range(100):
+        ask(node, bytes(16), "nobody").close()
+    assert len(link.events("attach-refused")) == REFUSALS_TOLD
+    node._tick(0.0)
+    assert link.events("attach-refused")[-1] == [f"{100 - REFUSALS_TOLD} more"]
+    ask(node, bytes(16), "nobody").close()
+    assert len(link.events("attach-refused")) == REFUSALS_TOLD + 2
+
+
+def test_costly_frames_make_a_turn_of_fewer(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is bounded in frames and in time: costly frames come one a turn, until they are cheap again."""
+    hvm = node.core.hvm(1)
+    assert hvm is not None
+    (vcpu,) = hvm.vcpus
+    now, cost, budgets = 0, SLICE_NS, []
+
+    def run(_vcpu: object, budget: int) -> int:
+        nonlocal now
+        now += budget * cost
+        budgets.append(budget)
+        return budget
+
+    monkeypatch.setattr(node.core, "run", run)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    node._active[vcpu] = None
+    node._turn()
+    node._turn()
+    assert budgets == [TURN, 1]
+    cost = 1000
+    for _ in range(8):
+        node._turn()
+    assert budgets == [TURN, 1, 2, 4, 8, 16, 32, 64, 64, 64]
+
+
+def test_newcomers_have_a_bounded_turn(node: Node) -> None:
+    """However many speak at once, one look at the descriptors serves a few of them."""
+    waiting = []
+    for _ in range(3 * ADMITS):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(node.config.attach_path)
+        node._poll(0)
+        waiting.append(connection)
+    for connection in waiting:
+        connection.send(b"x")
+    before = node._refusals
+    node._poll(0)
+    assert 0 < node._refusals - before <= ADMITS
+    for connection in waiting:
+        connection.close()

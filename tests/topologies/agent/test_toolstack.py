@@ -1,0 +1,100 @@
+"""Domain ids and orders to hypervisors: no process, no socket, no clock."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from topologies.agent.phases import SECOND
+from topologies.agent.spec import NodeSpec
+from topologies.agent.toolstack import REST, DomainIds, NoDomid, Toolstack
+from topologies.runtime import NodeKind
+
+
+def test_fresh_ids_go_up() -> None:
+    """As Xen's domctl gives them: the next after the last, whatever was freed."""
+    ids = DomainIds([1, 2])
+    assert ids.take(0) == 3
+    ids.free(3, 0)
+    ids.free(1, 0)
+    assert [ids.take(0), ids.take(0)] == [4, 5]
+
+
+def test_a_freed_id_rests_for_a_minute() -> None:
+    """contracts 8: not reused for 60 s ..."""
+    ids = DomainIds([1, 2, 3], limit=5)
+    ids.free(2, 10)
+    assert ids.take(10) == 4
+    ids.free(3, 11)
+    assert ids.take(10 + REST) == 2
+    assert REST == 60 * SECOND
+
+
+def test_or_until_no_other_is_left() -> None:
+    """... or until exhausted: then the one that rested longest; ids in use are never given."""
+    ids = DomainIds([1, 2, 3], limit=4)
+    ids.free(3, 10)
+    ids.free(1, 11)
+    assert ids.take(12) == 3
+    assert ids.take(12) == 1
+    with pytest.raises(NoDomid, match="all 3 domain ids"):
+        ids.take(10 * REST)
+
+
+def test_freeing_twice_or_what_was_never_given_changes_nothing() -> None:
+    """Orders are repeated, so answers are."""
+    ids = DomainIds([1], limit=4)
+    ids.free(7, 0)
+    ids.free(1, 0)
+    ids.free(1, REST // 2)
+    assert [ids.take(0), ids.take(0), ids.take(0)] == [2, 3, 1]
+
+
+def toolstack() -> tuple[Toolstack, list[tuple[str, list[Any]]]]:
+    config = SimpleNamespace(memory=1 << 20, vcpus=2)
+    nodes = [
+        NodeSpec("hv0", NodeKind.HYPERVISOR, "x:y"),
+        NodeSpec("a", NodeKind.GUEST, "x:y", config, "hv0", 1),
+        NodeSpec("b", NodeKind.GUEST, "x:y", config, "hv0", 2),
+        NodeSpec("c", NodeKind.GUEST, "x:y", config, "hv1", 1),
+    ]
+    told: list[tuple[str, list[Any]]] = []
+    return Toolstack(nodes, lambda name, record: told.append((name, record))), told
+
+
+def test_a_restarted_guest_gets_a_fresh_domain_and_its_peers_learn_of_it() -> None:
+    """The neighbours' table holds the new id from the moment it is given; another hypervisor's guests have none."""
+    stack, told = toolstack()
+    stack.exited("a")
+    stack.renew("a", 0)
+    assert told == [("hv0", ["exited", "a", 1]), ("hv0", ["create", "a", 3, 1 << 20, 2])]
+    assert (stack.peers("b"), stack.peers("a"), stack.peers("c")) == ({"a": 3}, {"b": 2}, {})
+    assert stack.answered("hv0", "domain-created", "a", 3, 0)
+
+
+def test_orders_are_repeated_until_they_are_answered() -> None:
+    """A broker may die with what it was told."""
+    stack, told = toolstack()
+    stack.exited("a")
+    stack.renew("a", 0)
+    del told[:]
+    stack.repeat("hv0")
+    assert [record[:3] for _, record in told] == [["exited", "a", 1], ["create", "a", 3]]
+    assert not stack.answered("hv0", "domain-freed", "a", 1, 0)
+    assert stack.answered("hv0", "domain-created", "a", 3, 0)
+    assert not stack.answered("hv0", "domain-created", "a", 3, 0)
+    del told[:]
+    stack.repeat("hv0")
+    stack.repeat("hv1")
+    assert told == []
+
+
+def test_a_late_answer_for_a_former_domain_starts_nobody() -> None:
+    """Only the domain that the guest is to have now counts."""
+    stack, _ = toolstack()
+    stack.renew("a", 0)
+    stack.renew("a", 0)
+    assert not stack.answered("hv0", "domain-created", "a", 3, 0)
+    assert stack.answered("hv0", "domain-created", "a", 4, 0)
