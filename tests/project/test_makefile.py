@@ -12,7 +12,10 @@ import pytest
 
 from tests.project.source import ROOT
 
-TARGETS = ("setup", "quickstart", "test", "test-long", "bench", "bench-check", "mutate", "docs", "lint", "clean")
+TARGETS = (
+    *("setup", "quickstart", "test", "test-long", "fuzz"),
+    *("bench", "bench-check", "mutate", "docs", "lint", "clean"),
+)
 
 
 def make(directory: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
