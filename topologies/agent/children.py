@@ -133,6 +133,10 @@ class Children:
         self.forkserver_pid: int = mp_forkserver._forkserver._forkserver_pid
         self.forkserver_pidfd = os.pidfd_open(self.forkserver_pid)
 
+    def forkserver_lives(self) -> bool:
+        """Whether the forkserver runs and is not about to be gone."""
+        return not _forkserver_goes()
+
     def spawn(self, name: str, directory: Path, entry: str, config: Any) -> Child:
         """Start a node.
 

@@ -203,7 +203,10 @@ class Shell:
             (directory / CRASH).unlink(missing_ok=True)  # a former life's
             child = self._all.spawn(name, directory, spec.entry, self._config(name))
         except (SpawnError, OSError) as error:
-            self._core.not_spawned(name, str(error), time.monotonic_ns())
+            if self._all.forkserver_lives():
+                self._core.not_spawned(name, str(error), time.monotonic_ns())
+            else:  # seen here before its pidfd was looked at: its death is the reason, not this start
+                self._on_forkserver_gone()
             return
         self._children[name] = child
         self._watch(child.sentinel, lambda: self._on_end(name))

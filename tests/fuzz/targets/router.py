@@ -53,8 +53,10 @@ def one_input(data: bytes) -> None:
     for known in lab.core.nodes.values():
         for lane in Lane:
             assert known.session.queued(lane) <= LIMITS[lane].queue_records
-    if lab.core.stopping or not (lab.core.nodes["a"].live and lab.core.nodes["b"].live):
-        return  # an agent may end the lab, and say that a node is gone
+    nodes = (lab.core.nodes["a"], lab.core.nodes["b"])
+    ours = [node.live and node.routing_id == peer.routing_id for node, peer in zip(nodes, (a, b), strict=True)]
+    if lab.core.stopping or not all(ours):
+        return  # an agent may end the lab, say that a node is gone, and so free its name for another
     for bystander in (a, b):
         bystander.heard()
     for n in range(2):
