@@ -11,7 +11,6 @@ from enum import IntEnum
 from typing import Final
 
 DOMID_SELF: Final = 0x7FF0
-DOMID_FIRST_RESERVED: Final = 0x7FF0
 
 
 class Hypercall(IntEnum):

@@ -14,6 +14,7 @@ from typing import Final
 from guest_node.kernel.argo import Argo, GuestMemoryView, hypercall_trap
 from guest_node.vcpu import Trap, Vcpu
 from hmx import xen
+from hmx.argo.abi import VIRQ_ARGO
 from hmx.cpu.evtchn import EventChannelPage
 from hmx.doors import Convention, convention, ranked
 from hmx.errno import Errno
@@ -23,7 +24,6 @@ from hmx.xen import EvtchnOp, Hypercall
 
 _BLOCK: Final = 0x100
 _LAST_BLOCK: Final = 0x4001_0000
-VIRQ_ARGO: Final = 11
 
 
 class BootError(Exception):
