@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from guest_node.platform import Platform
 from hmx.cpu.evtchn import EventChannelPage
-from hmx.trap import Completion, FrameFlag
+from hmx.trap import Completion, FrameFlag, completion
 from hmx.vcpu_area import SQ_ENTRIES, GuestSide, Post
 
 YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
@@ -55,8 +55,8 @@ class Vcpu:
         self._platform = platform
         self._page: EventChannelPage | None = None
         self._port_handlers: dict[int, Callable[[], None]] = {}
-        self._done: dict[int, Completion] = {}
-        self._waiters: dict[int, asyncio.Future[Completion]] = {}
+        self._done: dict[int, tuple[int, ...]] = {}  # answers that nobody has asked for yet, as they lay in the ring
+        self._waiters: dict[int, asyncio.Future[tuple[int, ...]]] = {}
         self._room_waiters: list[asyncio.Future[None]] = []
         self._in_handler = False
         self._idle_scheduled = False
@@ -78,6 +78,7 @@ class Vcpu:
                 waiter.set_exception(error)
         self._waiters.clear()
         self._room_waiters.clear()
+        self.area.outstanding = 0  # nothing is answered any more, so nobody waits for room: whoever submits is told
 
     # -- traps ----
 
@@ -88,7 +89,7 @@ class Vcpu:
         seq = self._submit(trap)
         self._publish()
         done = self._spin_for(seq)
-        return done if done is not None else await self._park_for(seq)
+        return completion(done if done is not None else await self._park_for(seq))
 
     async def trap_chain(self, traps: Sequence[Trap]) -> list[Completion]:
         """Execute instructions as one LINK chain (at most 64): after a failure the rest come back CANCELED."""
@@ -105,8 +106,8 @@ class Vcpu:
         last = self._spin_for(seqs[-1]) if seqs else None
         if last is not None:
             # Frames of one vCPU complete in order, so the others are there too.
-            return [*(self._done.pop(seq) for seq in seqs[:-1]), last]
-        return [await self._take(seq) for seq in seqs]
+            return [completion(done) for done in (*(self._done.pop(seq) for seq in seqs[:-1]), last)]
+        return [completion(await self._take(seq)) for seq in seqs]
 
     def trap_now(self, trap: Trap) -> Completion:
         """Execute one instruction that completes locally; blocks and never awaits.  For interrupt handlers."""
@@ -115,7 +116,26 @@ class Vcpu:
         while True:
             done = self._spin_for(seq)
             if done is not None:
-                return done
+                return completion(done)
+
+    # -- many frames at once, for the kernel ----
+
+    def submitted(self, count: int) -> None:
+        """Announce `count` frames that were laid into the area's submission ring."""
+        if self._stopped is not None:
+            raise self._stopped
+        self.counters.traps += count
+        self._publish()
+
+    def answers(self) -> dict[int, tuple[int, ...]]:
+        """What came back and nobody waits for, by sequence number, flat; whoever submitted a frame pops its answer."""
+        self._collect()
+        return self._done
+
+    async def answer_to(self, seq: int) -> None:
+        """Return when the answer to frame `seq` is among `answers()`."""
+        done = self._spin_for(seq)
+        self._done[seq] = done if done is not None else await self._park_for(seq)
 
     def _submit(self, trap: Trap, flag: int = 0) -> int:
         if self._stopped is not None:
@@ -133,7 +153,7 @@ class Vcpu:
         self.counters.doorbells += 1
         self._platform.ring()
 
-    def _spin_for(self, seq: int) -> Completion | None:
+    def _spin_for(self, seq: int) -> tuple[int, ...] | None:
         """Look for a completion, politely, for a short while.  None: it takes longer."""
         for _ in range(YIELDS + 1):
             self._collect()
@@ -151,18 +171,18 @@ class Vcpu:
             self.poll_interrupts()
         return done
 
-    async def _take(self, seq: int) -> Completion:
+    async def _take(self, seq: int) -> tuple[int, ...]:
         done = self._done.pop(seq, None)
         return done if done is not None else await self._park_for(seq)
 
-    async def _park_for(self, seq: int) -> Completion:
+    async def _park_for(self, seq: int) -> tuple[int, ...]:
         """Suspend the task until the frame is answered.
 
         An instruction cannot be taken back, so a cancelled task still learns what became of it: the cancellation is
         delivered at its next await.
         """
         self.counters.parks += 1
-        waiter: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
         self._waiters[seq] = waiter
         self._schedule_idle()
         canceled = False
@@ -184,16 +204,17 @@ class Vcpu:
         await waiter
 
     def _collect(self) -> None:
-        area = self.area
-        count = area.completed()
-        for _ in range(count):
-            done = area.collect()
-            waiter = self._waiters.pop(done.seq, None)
+        count = self.area.completed()
+        if not count:
+            return
+        waiters, done = self._waiters, self._done
+        for raw in self.area.collect_raw(count):
+            waiter = waiters.pop(raw[0], None) if waiters else None
             if waiter is None:
-                self._done[done.seq] = done
+                done[raw[0]] = raw
             elif not waiter.done():
-                waiter.set_result(done)
-        if count and self._room_waiters:
+                waiter.set_result(raw)
+        if self._room_waiters:
             waiting, self._room_waiters = self._room_waiters, []
             for room in waiting:
                 if not room.done():

@@ -101,6 +101,10 @@ COMPLETION_HEAD: Final = struct.Struct("<IHHIB3xQ8x")
 # One layout per register count, so that the hot path packs a frame with a single call and no padding.
 FRAMES: Final = tuple(struct.Struct(f"<IHHBBHBBHQQ{n}Q") for n in range(MAX_REGS + 1))
 COMPLETIONS: Final = tuple(struct.Struct(f"<IHHIB3xQ8x{n}Q") for n in range(MAX_REGS + 1))
+# The two shapes of the hot path: a frame of nine registers, its head in two words (kind to imm, nregs to zero), and
+# the completion with one result.
+CALL: Final = struct.Struct("<IQIQQ9Q")
+RESULT: Final = COMPLETIONS[1]
 REGS: Final = tuple(struct.Struct(f"<{n}Q") for n in range(MAX_REGS + 1))
 
 
@@ -150,8 +154,12 @@ def unpack_frame(buffer: memoryview, offset: int) -> Frame:
     return Frame._make((*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET)))
 
 
+def completion(raw: tuple[int, ...]) -> Completion:
+    """The completion whose head fields and registers lie flat in `raw`."""
+    return Completion._make((*raw[:6], raw[6:]))
+
+
 def unpack_completion(buffer: memoryview, offset: int) -> Completion:
-    """Decode the completion at `offset`."""
-    head = COMPLETION_HEAD.unpack_from(buffer, offset)
-    count = min(head[4], MAX_REGS)
-    return Completion._make((*head, REGS[count].unpack_from(buffer, offset + REGS_OFFSET)))
+    """Decode the completion at `offset`.  A register count above 18 reads 18 registers."""
+    count = min(COMPLETION_HEAD.unpack_from(buffer, offset)[4], MAX_REGS)
+    return completion(COMPLETIONS[count].unpack_from(buffer, offset))

@@ -31,7 +31,7 @@ from hmx.trap import (
     REGS_OFFSET,
     Arch,
     Completion,
-    unpack_completion,
+    completion,
 )
 
 AREA_PAGES: Final = 10
@@ -47,6 +47,8 @@ SQ_OFFSET: Final = 0x1000
 CQ_OFFSET: Final = 0x5000
 
 _HEADER: Final = struct.Struct("<IHHHHHH")
+_START: Final = struct.Struct("<IHH")  # what tells a frame from the one before with the same registers
+_NREGS: Final = 12  # offset of the register count in a frame and in a completion
 _MASK: Final = 0xFFFF_FFFF
 
 
@@ -173,12 +175,12 @@ class HypervisorSide:
 
     def post(self, entry: int) -> bool:
         """Post one interrupt.  False when the same entry is still unconsumed (coalesced)."""
-        if entry in self.backlog:
-            return False
         head = load32(self.words, _POST_HEAD)
         waiting = (self.post_tail - head) & _MASK
         last = self._posted.get(entry)
         if last is not None and waiting <= POST_ENTRIES and (last - head) & _MASK < waiting:
+            return False
+        if entry in self.backlog:
             return False
         if waiting >= POST_ENTRIES:
             self.backlog[entry] = None
@@ -230,7 +232,7 @@ class HypervisorSide:
 class GuestSide:
     """The guest's end of one vCPU area: it submits frames, collects completions, consumes posted interrupts."""
 
-    __slots__ = ("buffer", "cq_head", "outstanding", "post_head", "seq", "sq_tail", "words")
+    __slots__ = ("_laid", "buffer", "cq_head", "outstanding", "post_head", "seq", "sq_tail", "words")
 
     def __init__(self, buffer: memoryview, arch: Arch = Arch.X86_64) -> None:
         """Check the header.  Raises AreaError for a foreign magic, major version, architecture or ring size."""
@@ -248,6 +250,7 @@ class GuestSide:
         self.post_head = 0
         self.seq = 0
         self.outstanding = 0
+        self._laid: list[tuple[int, ...] | None] = [None] * SQ_ENTRIES  # registers of the plain frame in each slot
 
     def room(self) -> int:
         """Frames that may be submitted now: as many as have a completion slot waiting for them."""
@@ -267,17 +270,27 @@ class GuestSide:
         """Fill the next frame and return its seq.  Nothing is seen before :meth:`publish`.  Needs :meth:`room`."""
         if self.outstanding >= SQ_ENTRIES:
             raise BufferError(f"vCPU area: {self.outstanding} frames are outstanding, the most there can be")
-        seq = self.seq
-        count = len(regs)
+        seq, slot = self.seq, self.sq_tail % SQ_ENTRIES
+        at, count = SQ_OFFSET + slot * FRAME_SIZE, len(regs)
+        if privilege or size or imm or address or context:
+            self._laid[slot] = None
+        elif self._laid[slot] is regs:
+            # The same registers as the frame that lay here before: only its first words differ.
+            _START.pack_into(self.buffer, at, seq, kind, flags)
+            self._advance()
+            return seq
+        else:
+            self._laid[slot] = regs
         FRAMES[count].pack_into(
-            self.buffer,
-            SQ_OFFSET + (self.sq_tail % SQ_ENTRIES) * FRAME_SIZE,
-            seq, kind, flags, privilege, size, imm, count, 0, 0, address, context, *regs,
-        )  # fmt: skip
-        self.seq = (seq + 1) & _MASK
+            self.buffer, at, seq, kind, flags, privilege, size, imm, count, 0, 0, address, context, *regs
+        )
+        self._advance()
+        return seq
+
+    def _advance(self) -> None:
+        self.seq = (self.seq + 1) & _MASK
         self.sq_tail = (self.sq_tail + 1) & _MASK
         self.outstanding += 1
-        return seq
 
     def publish(self) -> bool:
         """Announce the submitted frames.  True when the hypervisor sleeps and must be rung."""
@@ -292,11 +305,23 @@ class GuestSide:
 
     def collect(self) -> Completion:
         """Take the oldest completion.  Call only when one waits."""
-        done = unpack_completion(self.buffer, CQ_OFFSET + (self.cq_head % CQ_ENTRIES) * FRAME_SIZE)
-        self.cq_head = (self.cq_head + 1) & _MASK
-        store32(self.words, _CQ_HEAD, self.cq_head)
-        self.outstanding -= 1
-        return done
+        return completion(*self.collect_raw(1))
+
+    def collect_raw(self, count: int) -> list[tuple[int, ...]]:
+        """Take the `count` oldest completions: the head's six fields and the registers, flat in one tuple each.
+
+        Call only when as many wait.
+        """
+        buffer, head, taken = self.buffer, self.cq_head, []
+        for _ in range(count):
+            at = CQ_OFFSET + head % CQ_ENTRIES * FRAME_SIZE
+            nregs = buffer[at + _NREGS]
+            taken.append(COMPLETIONS[nregs if nregs < MAX_REGS else MAX_REGS].unpack_from(buffer, at))
+            head = (head + 1) & _MASK
+        self.cq_head = head
+        store32(self.words, _CQ_HEAD, head)
+        self.outstanding -= count
+        return taken
 
     def posted(self) -> int:
         """Posted interrupts waiting."""

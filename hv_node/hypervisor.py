@@ -15,8 +15,11 @@ from hmx.argo.abi import Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, GuestMemory
 from hmx.trap import (
+    CALL,
+    FRAME_SIZE,
     KNOWN_FLAGS,
     MAX_REGS,
+    RESULT,
     Arch,
     FrameFlag,
     Kind,
@@ -25,7 +28,7 @@ from hmx.trap import (
     X86Reg,
     int32,
 )
-from hmx.vcpu_area import HypervisorSide
+from hmx.vcpu_area import CQ_ENTRIES, CQ_OFFSET, SQ_ENTRIES, SQ_OFFSET, HypervisorSide
 from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
 from hv_node.argo.core import Argo
 from hv_node.argo.options import ArgoOptions
@@ -45,6 +48,12 @@ _ASYNC: Final = int(FrameFlag.ASYNC)
 _WIDTH32: Final = int(FrameFlag.WIDTH32)
 _DONE: Final = int(Outcome.DONE)
 _CANCELED: Final = int(Outcome.CANCELED)
+# The two words of a CALL frame's head, for an Argo call that is nothing special: kind and flags; register count.
+_CALL_ALONE: Final = int(Kind.VMCALL)
+_CALL_LINKED: Final = int(Kind.VMCALL) | _LINK << 16
+_CALL_REGS: Final = 9
+_ARGO_OP: Final = int(Hypercall.ARGO_OP)
+_SENDV: Final = int(Op.SENDV)
 _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC, Kind.HLT_WFI})
 # Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
 _ZERO_EXTENDED: Final = frozenset(
@@ -128,12 +137,62 @@ class Hypervisor:
         count = min(count, area.room() - vcpu.deferred, budget)
         taken = 0
         while taken < count and vcpu.blocked is None:
-            head, regs = area.take()
-            taken += 1
-            self._step(vcpu, head, regs)
+            quick = self._run_calls(vcpu, count - taken)
+            taken += quick
+            if not quick:
+                head, regs = area.take()
+                taken += 1
+                self._step(vcpu, head, regs)
         if taken:
             self._finish(vcpu)
         return taken
+
+    def _run_calls(self, vcpu: Vcpu, count: int) -> int:
+        """The one path that matters: Argo calls by 64-bit VMCALL in which nothing is out of the ordinary.
+
+        What `_step` does with such a frame, in one loop and with one look at each frame.  Stops before the first
+        frame that is anything else, or that a failure before it cancels.  Returns how many frames were executed.
+        """
+        if vcpu.deferred:
+            return 0  # answers to ASYNC frames come in between
+        area, domain, op = vcpu.area, vcpu.hvm.domain, self.argo.op
+        buffer, unpack, pack = area.buffer, CALL.unpack_from, RESULT.pack_into
+        head, tail, chain = area.sq_head, area.cq_tail, vcpu.chain
+        done = messages = copied = 0
+        while done < count:
+            seq, what, shape, _, ctx, number, _, _, a2, a1, cmd, a4, _, a3 = unpack(
+                buffer, SQ_OFFSET + head % SQ_ENTRIES * FRAME_SIZE
+            )
+            if number != _ARGO_OP or shape != _CALL_REGS:
+                break
+            if what != _CALL_ALONE and (what != _CALL_LINKED or not chain):
+                break
+            done += 1
+            head = (head + 1) & _M32
+            cmd &= _M32
+            ret = op(domain, cmd, a1, a2, a3, a4, vcpu, ctx)
+            if ret is PENDING:
+                vcpu.seq = vcpu.blocked = seq
+                break
+            if ret >= 0:
+                chain = True
+                if cmd == _SENDV:
+                    messages += 1
+                    copied += ret
+            else:
+                chain = False
+                ret &= _M32 if cmd == _SENDV and ret in _ZERO_EXTENDED else _M64
+            pack(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
+            tail = (tail + 1) & _M32
+        if done:
+            area.sq_head, area.cq_tail, vcpu.chain = head, tail, chain
+            counters = vcpu.hvm.counters
+            counters.exits += done
+            counters.hypercalls += done
+            counters.argo_ops += done
+            counters.messages += messages
+            counters.bytes_copied += copied
+        return done
 
     def _finish(self, vcpu: Vcpu) -> None:
         vcpu.area.publish()
@@ -155,7 +214,7 @@ class Hypervisor:
         else:
             vcpu.linked_to = None
         vcpu.hvm.counters.exits += 1
-        # The one path that matters: a 64-bit VMCALL in which nothing is out of the ordinary.
+        # A 64-bit VMCALL in which nothing is out of the ordinary.
         if (
             head[1] == Kind.VMCALL
             and not flags & ~_LINK

@@ -26,6 +26,7 @@ from hmx.xen import Hypercall
 _PAYLOAD: Final = 256  # offset of the payload in a slot: behind send_addr and eight iovs
 _SMALL: Final = PAGE_SIZE - _PAYLOAD
 _SEND: Final = tuple(struct.Struct("<IHHIHH" + "QII" * n) for n in range(9))  # send_addr, then n 64-bit iovs
+_SEND_ONE: Final = _SEND[1].pack_into
 _MAX_NOTIFY: Final = 256
 _GFN: Final = 8
 
@@ -43,10 +44,12 @@ class GuestMemoryView:
 class _Slot:
     """Guest memory of one outstanding send: an argument page, and bigger pages while a payload needs them."""
 
-    __slots__ = ("address", "big", "big_pages")
+    __slots__ = ("address", "big", "big_pages", "shape", "trap")
 
     def __init__(self, address: int) -> None:
         self.address = address
+        self.shape: tuple[int, int] | None = None  # (iovs, message type) of `trap`, the last frame sent from here
+        self.trap: Trap | None = None
         self.big = 0
         self.big_pages = 0
 
@@ -57,10 +60,10 @@ class Argo:
     max_batch: int = 16
 
     def __init__(self, vcpu: Vcpu, memory: GuestMemoryView, door: Convention) -> None:
-        self._vcpu = vcpu
-        self._memory = memory
+        self.vcpu = vcpu
+        self.memory = memory
         self._ram = memory.buffer
-        self._door = door
+        self.door = door
         self._slots: list[_Slot] = []
         self._virq_handlers: list[Callable[[], None]] = []
         self.hypercalls = 0
@@ -73,13 +76,13 @@ class Argo:
         slot, gfns = self._take_slot(), 0
         pages = pages_for(count * _GFN)
         try:
-            gfns = self._memory.pages.allocate(pages)
+            gfns = self.memory.pages.allocate(pages)
             struct.pack_into(f"<{count}Q", self._ram, gfns * PAGE_SIZE, *ring.gfns)
             abi.REGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len)
             return await self._call(Op.REGISTER_RING, slot.address, gfns * PAGE_SIZE, count, flags)
         finally:
             if gfns:
-                self._memory.pages.release(gfns, pages)
+                self.memory.pages.release(gfns, pages)
             self._slots.append(slot)
 
     async def unregister_ring(self, port: int, partner: int) -> int:
@@ -95,7 +98,7 @@ class Argo:
         """Send one message; the payload bytes taken, or a negated errno."""
         slot = self._take_slot()
         try:
-            done = await self._vcpu.trap(self._send_trap(slot, Outgoing(dst, src_port, buffers, message_type)))
+            done = await self.vcpu.trap(self._send_trap(slot, Outgoing(dst, src_port, buffers, message_type)))
         finally:
             self._slots.append(slot)
         return self._result(done)
@@ -105,7 +108,7 @@ class Argo:
         slots = [self._take_slot() for _ in messages]
         try:
             traps = [self._send_trap(slot, message) for slot, message in zip(slots, messages, strict=True)]
-            return [self._result(done) for done in await self._vcpu.trap_chain(traps)]
+            return [self._result(done) for done in await self.vcpu.trap_chain(traps)]
         finally:
             self._slots.extend(slots)
 
@@ -117,7 +120,7 @@ class Argo:
             raise ValueError(f"{len(entries)} entries in one notify; the most is {_MAX_NOTIFY}")
         size = abi.RING_DATA.size + len(entries) * abi.RING_DATA_ENT.size
         pages = pages_for(size)
-        first = self._memory.pages.allocate(pages)
+        first = self.memory.pages.allocate(pages)
         base = first * PAGE_SIZE
         try:
             abi.RING_DATA.pack_into(self._ram, base, len(entries), 0)
@@ -131,22 +134,22 @@ class Argo:
             ]
             return ret, answers
         finally:
-            self._memory.pages.release(first, pages)
+            self.memory.pages.release(first, pages)
 
     # -- pages and interrupts ----
 
     def allocate_ring(self, ring_len: int) -> RingMemory:
         """Zeroed, contiguous pages for a ring of `ring_len` bytes of data.  MemoryError when there are none."""
         count = npages_for(ring_len)
-        first = self._memory.pages.allocate(count)
-        window = self._memory.window(first * PAGE_SIZE, count * PAGE_SIZE)
+        first = self.memory.pages.allocate(count)
+        window = self.memory.window(first * PAGE_SIZE, count * PAGE_SIZE)
         window.write(0, bytes(count * PAGE_SIZE))
         window.publish()
         return RingMemory(window, ring_len, tuple(range(first, first + count)))
 
     def release_ring(self, ring: RingMemory) -> None:
         """Give an unregistered ring's pages back."""
-        self._memory.pages.release(ring.gfns[0], len(ring.gfns))
+        self.memory.pages.release(ring.gfns[0], len(ring.gfns))
 
     def on_virq(self, handler: Callable[[], None]) -> None:
         """Run `handler` on every VIRQ_ARGO, in the order in which handlers were added."""
@@ -160,21 +163,29 @@ class Argo:
     # -- frames ----
 
     async def _call(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        return self._result(await self._vcpu.trap(self._trap(cmd, a1, a2, a3, a4)))
+        return self._result(await self.vcpu.trap(self.call_trap(cmd, a1, a2, a3, a4)))
 
-    def _trap(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> Trap:
+    def call_trap(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> Trap:
+        """The frame of one argo_op by this guest's door."""
         self.hypercalls += 1
-        return hypercall_trap(self._door, Hypercall.ARGO_OP, cmd, a1, a2, a3, a4)
+        return hypercall_trap(self.door, Hypercall.ARGO_OP, cmd, a1, a2, a3, a4)
 
     def _result(self, done: Completion) -> int:
         if done.outcome == Outcome.CANCELED:
             return -Errno.ECANCELED
         if done.outcome != Outcome.DONE:
             return -Errno.ENOSYS  # the door is not there: the instruction faulted or was ignored
-        return int32(done.regs[self._door.result])
+        return int32(done.regs[self.door.result])
 
     def _send_trap(self, slot: _Slot, message: Outgoing) -> Trap:
         dst, src_port, buffers, message_type = message
+        base = slot.address
+        if len(buffers) == 1:
+            total = len(buffers[0])
+            at = base + _PAYLOAD if total <= _SMALL else self._big(slot, total)
+            self._ram[at : at + total] = buffers[0]
+            _SEND_ONE(self._ram, base, src_port, abi.DOMID_ANY, 0, dst.port, dst.domid, 0, at, total, 0)
+            return self._sendv_trap(slot, 1, message_type)
         sizes = [len(buffer) for buffer in buffers]
         total = sum(sizes)
         at = slot.address + _PAYLOAD if total <= _SMALL else self._big(slot, total)
@@ -184,22 +195,30 @@ class Argo:
             ram[at : at + size] = buffer
             iovs += (at, size, 0)
             at += size
-        base = slot.address
         _SEND[len(sizes)].pack_into(ram, base, src_port, abi.DOMID_ANY, 0, dst.port, dst.domid, 0, *iovs)
-        return self._trap(Op.SENDV, base, base + abi.SEND_ADDR.size, len(sizes), message_type)
+        return self._sendv_trap(slot, len(sizes), message_type)
+
+    def _sendv_trap(self, slot: _Slot, count: int, message_type: int) -> Trap:
+        """The frame of a send from `slot`: the same registers as long as iov count and type stay."""
+        if slot.trap is not None and slot.shape == (count, message_type):
+            self.hypercalls += 1
+            return slot.trap
+        slot.shape = (count, message_type)
+        slot.trap = self.call_trap(Op.SENDV, slot.address, slot.address + abi.SEND_ADDR.size, count, message_type)
+        return slot.trap
 
     def _take_slot(self) -> _Slot:
         if self._slots:
             return self._slots.pop()
-        return _Slot(self._memory.pages.allocate(1) * PAGE_SIZE)
+        return _Slot(self.memory.pages.allocate(1) * PAGE_SIZE)
 
     def _big(self, slot: _Slot, size: int) -> int:
         pages = pages_for(size)
         if slot.big_pages < pages:
             if slot.big_pages:
-                self._memory.pages.release(slot.big, slot.big_pages)
+                self.memory.pages.release(slot.big, slot.big_pages)
                 slot.big_pages = 0
-            slot.big = self._memory.pages.allocate(pages)
+            slot.big = self.memory.pages.allocate(pages)
             slot.big_pages = pages
         return slot.big * PAGE_SIZE
 

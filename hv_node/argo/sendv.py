@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from hmx.argo.abi import (
     DOMID_ANY,
+    IOV,
+    IOV_ARRAYS,
     MAX_IOVS,
     MAX_PAYLOAD,
     MESSAGE_HEADER,
@@ -47,6 +49,9 @@ _FULL = refusal(_OP, "ring full")
 _PAYLOAD = refusal(_OP, "payload")
 
 _pack_header = MESSAGE_HEADER.pack
+_pack_header_into = MESSAGE_HEADER.pack_into
+_SEND_ONE = Struct(SEND_ADDR.format + IOV.format.lstrip("<"))  # how a kernel lays a send of one buffer
+_AT_ONCE = SEND_ADDR.size
 
 
 def sendv(
@@ -61,16 +66,23 @@ def sendv(
 ) -> int:
     """arg1: addresses; arg2: iovs, laid out by `iov_arrays[count]`.  The payload's size, or a refusal."""
     memory = caller.memory
-    addresses = memory.unpack(SEND_ADDR, ctx, a1)
-    if addresses is FAULT:
-        return _ADDRESSES
-    if niov > MAX_IOVS:
-        return _NIOV
-    iovs = memory.unpack(iov_arrays[niov], ctx, a2) if niov else ()
-    if iovs is FAULT:
-        return _IOV_ARRAY
-
-    src_port, src_domid, src_pad, dst_port, dst_domid, dst_pad = addresses
+    single = None
+    if niov == 1 and a2 - a1 == _AT_ONCE and iov_arrays is IOV_ARRAYS:
+        single = memory.unpack(_SEND_ONE, ctx, a1)  # both structures lie side by side: one look
+    if single is not None:
+        src_port, src_domid, src_pad, dst_port, dst_domid, dst_pad = single[:6]
+        iovs = single[6:]
+    else:
+        addresses = memory.unpack(SEND_ADDR, ctx, a1)
+        if addresses is FAULT:
+            return _ADDRESSES
+        if niov > MAX_IOVS:
+            return _NIOV
+        found = memory.unpack(iov_arrays[niov], ctx, a2) if niov else ()
+        if found is FAULT:
+            return _IOV_ARRAY
+        src_port, src_domid, src_pad, dst_port, dst_domid, dst_pad = addresses
+        iovs = found
     if src_pad or dst_pad:
         return _PAD
     domid = caller.domid
@@ -126,7 +138,7 @@ def sendv(
     # A message starts on a slot boundary, so its header never wraps; its payload may.
     flat = pages.flat
     if flat is not None:
-        flat[tx : tx + 16] = _pack_header(total + 16, src_port, domid, 0, message_type)
+        _pack_header_into(flat, tx, total + 16, src_port, domid, 0, message_type)
     else:
         pages.copy_in(tx, _pack_header(total + 16, src_port, domid, 0, message_type))
     at = tx + 16

@@ -50,6 +50,30 @@ def test_a_frame_goes_over_and_its_completion_comes_back() -> None:
     assert guest.outstanding == 0
 
 
+LAID = st.tuples(
+    st.sampled_from(((1,) * 9, (2,) * 9, (3, 4), ())),
+    st.sampled_from(({}, {}, {"address": 5}, {"privilege": 3}, {"context": 1 << 60}, {"imm": 9}, {"size": 4})),
+    st.sampled_from((0, 1)),
+)
+
+
+@given(st.lists(LAID, max_size=200))
+def test_a_frame_over_an_old_one_is_whole(frames: list[tuple[tuple[int, ...], dict[str, int], int]]) -> None:
+    """A slot that holds the same registers already is not written twice; the hypervisor reads the same frame."""
+    _, hypervisor, guest = pair()
+    for regs, fields, flags in frames:
+        seq = guest.submit(Kind.VMCALL, regs, flags=flags, **fields)
+        guest.publish()
+        head, found = hypervisor.take()
+        expected = {"privilege": 0, "size": 0, "imm": 0, "address": 0, "context": 0, **fields}
+        assert found == regs and head[6] == len(regs)
+        assert head[:6] == (seq, Kind.VMCALL, flags, expected["privilege"], expected["size"], expected["imm"])
+        assert head[7:] == (0, 0, expected["address"], expected["context"])
+        hypervisor.complete(seq, Outcome.DONE, (7,))
+        hypervisor.publish()
+        assert guest.collect().regs == (7,)
+
+
 def test_indices_run_through_2_32() -> None:
     """Heads and tails are free-running modulo 2^32."""
     area, hypervisor, guest = pair()

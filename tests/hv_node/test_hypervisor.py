@@ -231,6 +231,51 @@ def test_an_async_refusal_cancels_its_followers(monkeypatch: pytest.MonkeyPatch)
     assert outcomes(sender.run()) == [DONE, CANCELED]
 
 
+FRAMES_OF_ALL_KINDS = st.lists(
+    st.tuples(
+        st.sampled_from(("sendv", "sendv", "sendv", "full", "refused", "notify", "enosys", "cpuid", "big", "short")),
+        st.sampled_from((0, 0, LINK, LINK, ASYNC, LINK | ASYNC, WIDTH32, 8)),
+        st.sampled_from((0, 0, 0, 3)),
+    ),
+    max_size=60,
+)
+
+
+@given(FRAMES_OF_ALL_KINDS, st.sampled_from((1, 3, 64)))
+@settings(max_examples=80, deadline=None)
+def test_the_loop_for_plain_calls_does_what_every_frame_gets(
+    frames: list[tuple[str, int, int]], budget: int
+) -> None:
+    """The loop for Argo calls and the general path agree on answers, counters, memory and links, frame by frame."""
+
+    def play(quick: bool) -> tuple[Any, ...]:
+        _, sender, receiver = two()
+        receiver.register(0x64, ring_len=1024)
+        receiver.bind_virq()
+        if not quick:
+            sender.machine.core._run_calls = lambda *_: 0  # type: ignore[method-assign]
+        shapes = {
+            "sendv": sender.send_regs(2, 0x64, b"thirty-two bytes of some payload", slot=0),
+            "full": sender.send_regs(2, 0x64, bytes(200), slot=1),
+            "refused": sender.send_regs(2, 0x65, b"nobody", slot=2),
+            "notify": Guest.regs(39, Op.NOTIFY),
+            "enosys": Guest.regs(77, 1, 2),
+            "cpuid": (0x4000_0000,),
+            "big": Guest.regs(39, Op.SENDV, 0, 0, 1 << 40),
+            "short": sender.send_regs(2, 0x64, b"", slot=3)[:5],
+        }
+        seen = []
+        for name, flags, privilege in frames:
+            kind = Kind.CPUID if name == "cpuid" else Kind.VMCALL
+            sender.submit(kind, shapes[name], flags=flags, privilege=privilege)
+        sender.side.publish()
+        while sender.machine.core.run(sender.vcpu, budget):
+            seen += [sender.side.collect() for _ in range(sender.side.completed())]
+        return seen, sender.hvm.counters, receiver.hvm.counters, receiver.ram, sender.vcpu.chain
+
+    assert play(True) == play(False)
+
+
 def test_a_turn_is_bounded() -> None:
     """No vCPU takes more than its budget of frames at once."""
     machine = Machine()

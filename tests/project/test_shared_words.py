@@ -25,7 +25,9 @@ PACKERS = {
     " publishing store of the tail; the header is written before the area is shared",
     "guest_node/kernel/argo.py": "a hypercall's arguments lie in pages that nobody reads before the trap",
     "guest_node/kernel/boot.py": "the same, before the first ring is registered",
-    "topologies/bench/window.py": "a message and its addresses lie in pages that nobody reads before the trap",
+    "guest_node/kernel/window.py": "a message and its addresses lie in pages that nobody reads before the trap",
+    "hv_node/hypervisor.py": "completions lie in slots that the guest does not read before the publishing store of the tail",
+    "hv_node/argo/sendv.py": "a message header lies beyond tx_ptr, which is published after it",
     "topologies/bench/zmq_hv.py": "the same, where the trap is a message",
     "topologies/bench/ledger.py": "messages lie in private memory until they are sent",
 }

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from guest_node.kernel.window import SendWindow
 from hmx.argo.abi import Address
-from topologies.bench.inbox import PORT, Inbox, Meter, copy_out, identity
-from topologies.bench.ledger import DIRECT, DISTINCT, STAMP, Ledger, bodies, stamp
-from topologies.bench.window import EAGAIN, MESSAGE_TYPE, SendWindow, await_peer
+from topologies.bench.inbox import MESSAGE_TYPE, PORT, Inbox, Meter, await_peer, copy_out, identity
+from topologies.bench.ledger import DIRECT, DISTINCT, STAMP, Ledger, bodies, body, stamp
 
 if TYPE_CHECKING:
     from guest_node.guest import Guest
+    from guest_node.kernel.argo import Argo
+
+EAGAIN = -11
 
 # ---- one way ----------------------------------------------------------------------------------------------
 
@@ -35,15 +38,15 @@ async def receive_windowed(guest: Guest) -> None:
     scratch = bytearray(size)
     started_at = 0
     while ledger.count < count:
+        unread = consumer.available()
         if size <= DIRECT:
             batch = consumer.drain(64)
-            for message in batch:
-                ledger.take(message.payload)
+            ledger.take_all([message.payload for message in batch])
             taken = len(batch)
         else:
             taken = _take_large(inbox, ledger, scratch, inplace)
         if taken:
-            await inbox.freed(taken * slot)
+            await inbox.freed(taken * slot, unread)
         else:
             await inbox.wait()
         if not timed and ledger.count >= warm:
@@ -75,11 +78,24 @@ async def send_windowed(guest: Guest) -> None:
     """Send `count` messages with `window` of them in flight."""
     count, warm = guest.arguments["count"], guest.arguments["warm"]
     to = await await_peer(guest, "receiver")
-    window = SendWindow(guest, to, guest.arguments["size"], guest.arguments["window"])
+    driver, size, depth = guest.driver, guest.arguments["size"], guest.arguments["window"]
+    calls: Argo = driver.calls  # type: ignore[assignment]
+
+    async def room() -> None:
+        future = driver.want_space(to, size)
+        try:
+            await future
+        finally:
+            driver.forget(future)
+
+    window = SendWindow(calls, to, PORT, size, depth, MESSAGE_TYPE, room)
+    for index, place in enumerate(window.places()):
+        place[STAMP.size :] = body(size, index)
+    assert depth % DISTINCT == 0, "a place of the window has one body"
     meter = Meter(identity(guest))
-    await window.send(0, warm)
+    await window.send(0, warm, STAMP.pack_into)
     meter.begin()
-    await window.send(warm, count - warm)
+    await window.send(warm, count - warm, STAMP.pack_into)
     guest.result(**meter.read(), timed=count - warm, eagain=window.eagain, frames=window.frames)
 
 
@@ -142,7 +158,7 @@ async def _round_trips(guest: Guest, measure: Callable[[int, int, bytes], int]) 
         while (answer := inbox.consumer.receive()) is None:
             await inbox.wait()
         ended = time.monotonic_ns()
-        await inbox.freed(len(answer.payload) + 32)
+        await inbox.freed(len(answer.payload) + 32, 0)
         if index >= warm:
             samples.append(measure(began, ended, answer.payload))
     guest.result(**meter.read(), timed=count - warm, eagain=eagain, frames=count + eagain, samples_ns=samples)
@@ -175,7 +191,7 @@ async def _answer(guest: Guest, compose: Callable[[int], bytes | None]) -> None:
         answer = compose(time.monotonic_ns())
         ledger.take(scratch if n == size else scratch[:n])
         await _send(inbox, to, answer or scratch)
-        await inbox.freed(size + 32)
+        await inbox.freed(size + 32, 0)
     guest.result(dequeued=ledger.count, checksum=ledger.checksum)
     await inbox.tell()
 

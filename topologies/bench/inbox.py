@@ -9,6 +9,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final
 
+from hmx.argo.abi import Address, NotifyFlag
 from hmx.argo.calls import RingMemory
 from hmx.argo.consumer import Consumer
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from guest_node.kernel.argo import Argo
 
 PORT: Final = 0x4242
-YIELDS: Final = 4
+MESSAGE_TYPE: Final = 0x42454E43
+YIELDS: Final = 20
 
 
 def hypervisor_pid() -> int:
@@ -74,7 +76,7 @@ class Inbox:
 
     def __init__(self, guest: Guest, ring: RingMemory) -> None:
         self.calls: Argo = guest.driver.calls  # type: ignore[assignment]
-        self.vcpu = self.calls._vcpu
+        self.vcpu = self.calls.vcpu
         self.ring_len = ring.ring_len
         self.consumer = Consumer(ring.window, ring.ring_len)
         self._owed = 0
@@ -96,9 +98,13 @@ class Inbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def freed(self, size: int) -> None:
-        """Say that `size` bytes were consumed and rx published: senders are woken in time, not each time."""
-        self._owed += size
+    async def freed(self, size: int, unread: int) -> None:
+        """Say that `size` of `unread` bytes were consumed and rx published: senders are woken in time, not each time.
+
+        While less than half of the ring is in use, no message of up to a quarter of it can have been refused.
+        """
+        if self._owed or unread * 2 >= self.ring_len:
+            self._owed += size
         if self._owed * 4 >= self.ring_len:
             await self.tell()
 
@@ -133,3 +139,11 @@ def copy_out(inbox: Inbox, target: bytearray) -> int:
     if second:
         target[first : first + second] = found.second
     return first + second
+
+
+async def await_peer(guest: Guest, name: str) -> Address:
+    """The address of the peer's ring, once it stands."""
+    to = Address(PORT, guest.peers[name])
+    while not (await guest.driver.probe(to)).flags & NotifyFlag.EXISTS:  # noqa: ASYNC110  (nobody signals it)
+        await asyncio.sleep(0.005)
+    return to

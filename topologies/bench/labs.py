@@ -22,7 +22,7 @@ from topologies.exitcodes import ExitCode
 
 PREFIX: Final = "argosy_bench_"  # in front of the measuring modules' names where a lab finds them
 PROGRAMS: Final = f"{PREFIX}guests"
-MODULES: Final = ("guests", "inbox", "ledger", "window")
+MODULES: Final = ("guests", "inbox", "ledger")
 WITHIN: Final = 60.0  # seconds for one round
 OWN_TREE: Final = Path(__file__).resolve().parents[2]
 

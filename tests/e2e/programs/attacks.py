@@ -37,7 +37,7 @@ class Raw:
         self.guest = guest
         calls: Any = guest.driver.calls
         self.calls = calls
-        self.vcpu = calls._vcpu
+        self.vcpu = calls.vcpu
         self.area = self.vcpu.area
         self.ram = calls._ram
         self.random = guest.random
@@ -51,7 +51,7 @@ class Raw:
 
     def pages(self, count: int) -> int:
         """The address of `count` pages of this guest's own."""
-        return int(self.calls._memory.pages.allocate(count)) * PAGE
+        return int(self.calls.memory.pages.allocate(count)) * PAGE
 
     async def burst(self, frames: list[bytes], collect: bool = True) -> None:
         """Put frames into the submission ring at once, without asking, and let the hypervisor look."""

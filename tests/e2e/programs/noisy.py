@@ -8,7 +8,7 @@ from guest_node.guest import Guest
 
 async def main(guest: Guest) -> None:
     calls: Any = guest.driver.calls  # the kernel's own object: this guest keeps to no interface
-    area = calls._vcpu.area
+    area = calls.vcpu.area
     ram = calls._ram
     ring = calls.allocate_ring(4032)
     await calls.register_ring(ring, 9, 0x7FF4)
@@ -26,5 +26,5 @@ async def main(guest: Guest) -> None:
             area.buffer[0x40:0x44] = (tail & 0xFFFFFFFF).to_bytes(4, "little")
             area.buffer[0x80:0x84] = area.buffer[0x240:0x244] if rounds % 2 else guest.random.randbytes(4)
             area.buffer[0x100:0x104] = guest.random.randbytes(4)
-            calls._vcpu.ring()
+            calls.vcpu.ring()
             await asyncio.sleep(0.001)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmx.argo.abi import MESSAGE_HEADER, Address
@@ -220,6 +220,32 @@ def test_fifo_through_wraps(steps: list[tuple[bytes, str]]) -> None:
                 got += [m.payload for m in consumer.drain()]
     got += [m.payload for m in consumer.drain()]
     assert got == sent
+
+
+@given(
+    st.lists(st.integers(0, 9000) | st.integers(0, 90), min_size=1, max_size=40),
+    st.integers(0, 5),
+    st.integers(0, 40_000 // 16),
+)
+@settings(deadline=None)
+def test_drain_is_receive_for_many(sizes: list[int], limit: int, start: int) -> None:
+    """Small messages in one look, large ones and one across the ring's end by themselves: the same messages."""
+    ring_len = 40_000
+    window = ring(ring_len)
+    for word in (0, 4):
+        window.store32(word, start * 16 % ring_len)
+    producer, consumer = Producer(window, ring_len), Consumer(window, ring_len)
+    sent = []
+    for index, size in enumerate(sizes):
+        payload = bytes([index]) * size
+        if producer.put(Address(index, 3), index, [payload]):
+            sent.append(Message(index, 3, index, payload))
+    got: list[Message] = []
+    while batch := consumer.drain(limit):
+        assert not limit or len(batch) <= limit
+        got += batch
+    assert got == sent
+    assert consumer.available() == 0 and window.load32(0) == window.load32(4)
 
 
 def test_recovering_from_a_tx_between_slots_does_not_overtake_it() -> None:
