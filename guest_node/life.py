@@ -6,6 +6,7 @@ way to tell the lab what happened.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,9 +17,10 @@ from guest_node.config import GuestConfig
 from guest_node.files import Files
 from guest_node.guest import Guest, Program
 from guest_node.kernel.argo import GuestMemoryView
-from guest_node.kernel.boot import BootError, Kernel, boot
+from guest_node.kernel.boot import BootError, Kernel, Machine, boot
 from guest_node.programs import LoadError, load
 from guest_node.vcpu import Vcpu
+from hmx.trap import Arch
 
 if TYPE_CHECKING:
     import random
@@ -36,13 +38,17 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a shell gives its guest: a way to tell the lab (control records), a log, files, and chance."""
+    """What a shell gives its guest: a way to tell the lab (control records), a log, files, and chance.
+
+    `gone` has a result when the hypervisor is dead: the error that whoever waits for it is told.
+    """
 
     tell: Callable[[list[Any]], object]
     log: Callable[[str], None]
     files: Files
     randomness: random.Random  # the program's
     driver_randomness: random.Random
+    gone: asyncio.Future[BaseException] | None = None
 
 
 async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryView, world: World) -> Ending:
@@ -51,21 +57,30 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
         vcpu.start()
     try:
         program = load(config.program, config.base_dir)
-        kernel = await boot(vcpus, memory)
+        kernel = await boot(vcpus, memory, machine_of(config))
     except (BootError, LoadError) as error:
         world.log(f"{type(error).__name__}: {error}")
         return Ending(FAILED, str(error))
     except Exception as error:  # what a user's module raises while it is imported
         return _raised(error, world)
-    world.tell(["event", "probe", kernel.probe.door.door, f"{kernel.probe.base:#x}", kernel.probe.domid])
+    world.tell(["event", "probe", json.dumps({**kernel.probe.report(), "notification": kernel.interrupts.mode})])
+    if kernel.interrupts.said:
+        world.log(kernel.interrupts.said)
     guest = Guest(
-        name=config.name, domid=kernel.probe.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
+        name=config.name, domid=kernel.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
         randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
     )  # fmt: skip
+    if world.gone is not None:
+        world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.driver.end(gone.result()))
     world.tell(["ready"])
     ending = await _run(program, guest, world)
     world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel)})])
     return ending
+
+
+def machine_of(config: GuestConfig) -> Machine:
+    """What the kernel is told about the machine it runs on."""
+    return Machine(Arch[config.arch.upper()], config.door, config.notification, domid=config.domid)
 
 
 async def _run(program: Program, guest: Guest, world: World) -> Ending:
@@ -89,7 +104,7 @@ def counters(kernel: Kernel) -> dict[str, Any]:
     counted = [asdict(vcpu.counters) for vcpu in kernel.vcpus]
     total = {name: sum(each[name] for each in counted) for name in counted[0]}
     return {
-        "arch": {name: total[name] for name in ("traps", "interrupts_delivered")}
+        "arch": {name: total[name] for name in ("traps", "interrupts_delivered", "interrupts_spurious")}
         | {"hypercalls": kernel.argo.hypercalls},
         "host": {name: total[name] for name in ("doorbells", "parks")},
     }

@@ -21,6 +21,7 @@ from guest_node.seeds import generators
 from guest_node.vcpu import Vcpu
 from hmx.attach import AttachError
 from hmx.memory import Window
+from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
 
 HEARTBEAT_S: Final = 0.5
@@ -122,25 +123,32 @@ async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> End
     attachment = await shell.attach()
     held.append(attachment)
     ram = attachment.ram
+    arch = Arch[config.arch.upper()]
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
-    vcpus = [Vcpu(index, GuestSide(attachment.area(index)), bells) for index, bells in enumerate(attachment.bells)]
+    vcpus = [Vcpu(index, GuestSide(attachment.area(index), arch), bells) for index, bells in enumerate(attachment.bells)]
     files = DirectoryFiles(config.base_dir, config.output_dir)
-    world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed))
+    gone: asyncio.Future[BaseException] = shell.loop.create_future()
+    world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed), gone)
     living = shell.loop.create_task(live(config, vcpus, memory, world))
 
     def hypervisor_gone() -> None:
         shell.loop.remove_reader(attachment.connection.fileno())
+        error = HypervisorGone(f"hypervisor {config.hypervisor} is gone")
         for vcpu in vcpus:
-            vcpu.stop(HypervisorGone(f"hypervisor {config.hypervisor} is gone"))
+            vcpu.stop(error)
+        gone.set_result(error)
         living.cancel()
-        shell.loop.call_later(GONE_S, shell.abandon, f"hypervisor {config.hypervisor} is gone")
+        shell.loop.call_later(GONE_S, shell.abandon, str(error))
 
     # It never says anything after the handshake: readable means that it ended.
     shell.loop.add_reader(attachment.connection.fileno(), hypervisor_gone)
     try:
-        return await living
+        ending = await living
     except asyncio.CancelledError:
         raise HypervisorGone(f"hypervisor {config.hypervisor} is gone") from None
+    if ending.code and gone.done():  # the program was told, and failed for it: that is not its failure
+        raise gone.result()
+    return ending
 
 
 def main(config: GuestConfig) -> int:

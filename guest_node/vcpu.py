@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from guest_node.platform import Platform
+from hmx.cpu.apic_regs import LAST_VECTOR, SVR_ENABLE
 from hmx.cpu.evtchn import EventChannelPage
+from hmx.cpu.lapic import LocalApic
 from hmx.trap import Completion, FrameFlag, completion
 from hmx.vcpu_area import SQ_ENTRIES, GuestSide, Post
 
 YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
+SPURIOUS_VECTOR: Final = 0xFF
 _LINK: Final = int(FrameFlag.LINK)
 
 
@@ -33,6 +36,7 @@ class Trap(NamedTuple):
     flags: int = 0
     size: int = 0
     privilege: int = 0
+    imm: int = 0
 
 
 @dataclass(slots=True)
@@ -41,6 +45,7 @@ class VcpuCounters:
 
     traps: int = 0
     interrupts_delivered: int = 0
+    interrupts_spurious: int = 0
     doorbells: int = 0
     parks: int = 0
 
@@ -54,7 +59,12 @@ class Vcpu:
         self.counters = VcpuCounters()
         self._platform = platform
         self._page: EventChannelPage | None = None
+        self.apic: LocalApic | None = None
+        self.interrupts_enabled = True
         self._port_handlers: dict[int, Callable[[], None]] = {}
+        self._vector_handlers: dict[int, Callable[[], None]] = {}
+        self._line_handlers: dict[int, Callable[[], None]] = {}
+        self._lines: dict[int, None] = {}  # interrupt lines that were asserted and not yet served
         self._done: dict[int, tuple[int, ...]] = {}  # answers that nobody has asked for yet, as they lay in the ring
         self._waiters: dict[int, asyncio.Future[tuple[int, ...]]] = {}
         self._room_waiters: list[asyncio.Future[None]] = []
@@ -78,7 +88,6 @@ class Vcpu:
                 waiter.set_exception(error)
         self._waiters.clear()
         self._room_waiters.clear()
-        self.area.outstanding = 0  # nothing is answered any more, so nobody waits for room: whoever submits is told
 
     # -- traps ----
 
@@ -141,7 +150,8 @@ class Vcpu:
         if self._stopped is not None:
             raise self._stopped
         self.counters.traps += 1
-        return self.area.submit(trap.kind, trap.regs, trap.flags | flag, trap.privilege, trap.size, 0, trap.address)
+        kind, regs, address, flags, size, privilege, imm = trap
+        return self.area.submit(kind, regs, flags | flag, privilege, size, imm, address)
 
     def _publish(self) -> None:
         self._disarm()
@@ -181,6 +191,8 @@ class Vcpu:
         An instruction cannot be taken back, so a cancelled task still learns what became of it: the cancellation is
         delivered at its next await.
         """
+        if self._stopped is not None:
+            raise self._stopped
         self.counters.parks += 1
         waiter: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
         self._waiters[seq] = waiter
@@ -198,6 +210,8 @@ class Vcpu:
         return waiter.result()
 
     async def _wait_for_room(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
         waiter = asyncio.get_running_loop().create_future()
         self._room_waiters.append(waiter)
         self._schedule_idle()
@@ -230,6 +244,33 @@ class Vcpu:
         """Run `handler` for event-channel `port` of this vCPU."""
         self._port_handlers[port] = handler
 
+    def attach_apic(self, apic: LocalApic) -> None:
+        """Let posted vectors be accepted by `apic`, which is enabled for it."""
+        apic.svr = SPURIOUS_VECTOR | SVR_ENABLE
+        self.apic = apic
+
+    def on_vector(self, vector: int, handler: Callable[[], None]) -> None:
+        """Run `handler` for an interrupt `vector` of this vCPU's local APIC; its EOI is written after it."""
+        self._vector_handlers[vector] = handler
+
+    def on_line(self, line: int, handler: Callable[[], None]) -> None:
+        """Run `handler` for an external interrupt line (an ISA IRQ) of this vCPU."""
+        self._line_handlers[line] = handler
+
+    def set_priority(self, tpr: int) -> None:
+        """Write the TPR: an interruption point, at which what it held back is delivered."""
+        if self.apic is not None:
+            self.apic.tpr = tpr
+        self.poll_interrupts()
+        self._deliver()
+
+    def enable_interrupts(self, enabled: bool) -> None:
+        """STI and CLI: enabling is an interruption point."""
+        self.interrupts_enabled = enabled
+        if enabled:
+            self.poll_interrupts()
+            self._deliver()
+
     def poll_interrupts(self) -> bool:
         """An interruption point: take what was posted and run the handlers.  True when anything was there."""
         area = self.area
@@ -237,27 +278,57 @@ class Vcpu:
             return False
         while area.posted():
             entry = area.take_post()
-            if entry >> 24 == Post.PORT and self._page is not None:
-                self._page.merge(entry & 0xFF_FFFF, self.index)
+            ident = entry & 0xFF_FFFF
+            match entry >> 24:
+                case Post.PORT if self._page is not None:
+                    self._page.merge(ident, self.index)
+                case Post.VECTOR if self.apic is not None and ident <= LAST_VECTOR:
+                    self.apic.accept(ident)
+                case Post.EXTINT:
+                    self._lines[ident] = None
+                case _:
+                    self.counters.interrupts_spurious += 1
         if area.more_posts():
             self.ring()
         self._deliver()
         return True
 
     def _deliver(self) -> None:
-        page = self._page
-        if page is None or self._in_handler:
+        """Run the handlers of what is pending, unless interrupts are off."""
+        if not self.interrupts_enabled:
+            return
+        if self.apic is not None:
+            self._deliver_vectors(self.apic)
+        if self._in_handler:
             return
         self._in_handler = True
         try:
-            while page.upcall_pending(self.index):
-                for port in page.upcall(self.index):
-                    self.counters.interrupts_delivered += 1
-                    handler = self._port_handlers.get(port)
-                    if handler is not None:
-                        handler()
+            while self._lines and self.interrupts_enabled:
+                line = next(iter(self._lines))
+                del self._lines[line]
+                self._handle(self._line_handlers.get(line))
+            while self._page is not None and self._page.upcall_pending(self.index):
+                for port in self._page.upcall(self.index):
+                    self._handle(self._port_handlers.get(port))
         finally:
             self._in_handler = False
+
+    def _deliver_vectors(self, apic: LocalApic) -> None:
+        """What the local APIC lets through, the highest first.  A handler that reaches an interruption point of its own
+        is interrupted there by a higher class only.
+        """
+        while self.interrupts_enabled and (vector := apic.acknowledge()) is not None:
+            try:
+                self._handle(self._vector_handlers.get(vector))
+            finally:
+                apic.eoi()
+
+    def _handle(self, handler: Callable[[], None] | None) -> None:
+        if handler is None:
+            self.counters.interrupts_spurious += 1
+            return
+        self.counters.interrupts_delivered += 1
+        handler()
 
     # -- sleeping ----
 

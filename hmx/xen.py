@@ -76,3 +76,4 @@ CPUID_HVM_DOMID_PRESENT: Final = 1 << 4  # of leaf +4 EAX: ECX holds the domain'
 CPUID_HVM_VCPU_ID_PRESENT: Final = 1 << 3  # of leaf +4 EAX: EBX holds the vCPU's id
 XEN_VERSION: Final = 4 << 16 | 22
 HYPERCALL_MSR: Final = 0x4000_0000
+VIRIDIAN_HYPERCALL_MSR: Final = 0x4000_0200  # where Hyper-V's leaves and MSRs come first

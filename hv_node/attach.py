@@ -131,10 +131,10 @@ def refuse(connection: socket.socket, reason: str) -> None:
     connection.close()
 
 
-def hand_over(connection: socket.socket, backing: Backing) -> None:
+def hand_over(connection: socket.socket, backing: Backing, arch: Arch) -> None:
     """Send the reply with the domain's descriptors.  OSError when the guest is gone."""
     config = backing.config
-    reply = pack_reply(Reply(False, config.domid, config.vcpus, Arch.X86_64, config.memory, ""))
+    reply = pack_reply(Reply(False, config.domid, config.vcpus, arch, config.memory, ""))
     fds = array.array("i", backing.descriptors())
     connection.sendmsg([reply], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
     for end in backing.guest_ends:

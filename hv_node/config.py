@@ -38,6 +38,8 @@ class HypervisorConfig:
         personality: Name of the personality table, for instance `xen`.
         arch: Architecture of the machine, for instance `x86_64`.
         cpu: Name of the table of the machine below, for instance `intel`.
+        doors: Instructions by which it offers Argo.
+        notifications: Ways to tell guests that something arrived.
         argo_cmdline: What a Xen command line holds behind `argo=`, for instance `1,mac-permissive=1`.
         xsm: The security module, `dummy` or `silo`.
         attach_path: AF_UNIX socket on which its guests attach.
@@ -55,6 +57,8 @@ class HypervisorConfig:
     personality: str
     arch: str
     cpu: str
+    doors: tuple[str, ...]
+    notifications: tuple[str, ...]
     argo_cmdline: str
     xsm: str
     attach_path: str

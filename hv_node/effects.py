@@ -16,8 +16,8 @@ PENDING: Final[int] = 1 << 40
 class Sink(Protocol):
     """Where effects go."""
 
-    def raise_virq(self, domid: int, virq: int) -> None:
-        """Raise a per-domain virtual interrupt; dropped where it is not bound."""
+    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
+        """Raise a per-domain virtual interrupt; dropped where it is not bound.  `ring`: in which a message arrived."""
 
     def post(self, domid: int, vcpu: int, entry: int) -> None:
         """Post an interrupt entry (kind << 24 | id) to a vCPU."""
@@ -42,7 +42,7 @@ class RecordingSink:
         self.log: list[tuple[Any, ...]] = []
         self.virqs: list[tuple[int, int]] = []
 
-    def raise_virq(self, domid: int, virq: int) -> None:
+    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:  # noqa: ARG002
         """Record it, in `virqs` too."""
         self.virqs.append((domid, virq))
         self.log.append(("raise_virq", domid, virq))

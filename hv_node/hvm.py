@@ -8,6 +8,7 @@ from typing import Final
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hv_node.domain import Domain
 from hv_node.interrupts.evtchn import EventChannels
+from hv_node.interrupts.notification import Notification
 
 
 @dataclass(slots=True)
@@ -30,7 +31,9 @@ TURN: Final = 64  # frames of one vCPU before the next vCPU has its turn
 class Vcpu:
     """One vCPU as its hypervisor sees it."""
 
-    __slots__ = ("area", "asleep", "blocked", "budget", "chain", "deferred", "hvm", "index", "linked_to", "seq")
+    __slots__ = (
+        "area", "asleep", "blocked", "budget", "chain", "deferred", "hvm", "index", "linked_to", "seq", "token",
+    )  # fmt: skip
 
     def __init__(self, hvm: Hvm, index: int, area: HypervisorSide) -> None:
         self.hvm = hvm
@@ -40,6 +43,7 @@ class Vcpu:
         self.chain = True  # whether a LINKed frame may run
         self.blocked: int | None = None  # seq of the pending frame that holds back all later ones
         self.linked_to: AsyncCall | None = None  # the pending ASYNC frame that LINKed followers wait for
+        self.token: AsyncCall | None = None  # of the ASYNC frame that is being executed
         self.deferred = 0  # completions owed to pending ASYNC frames and their held followers
         self.budget = TURN  # the shell's note: frames of its next turn, fewer while its frames are costly
         self.asleep = True  # the shell's note: the area's hv_asleep flag is up
@@ -62,9 +66,11 @@ class Hvm:
 
     domain: Domain
     evtchn: EventChannels
+    notification: Notification
     vcpus: list[Vcpu] = field(default_factory=list)
     counters: ArchCounters = field(default_factory=ArchCounters)
     shared_info: int | None = None  # guest physical address of the page, once the guest placed it
+    msrs: dict[int, int] = field(default_factory=dict)  # synthetic MSRs that keep what is written to them
     routes: dict[int, tuple[Vcpu, int, int]] = field(default_factory=dict)  # virq -> (vcpu, entry, port)
 
     def route(self, virq: int) -> tuple[Vcpu, int, int] | None:

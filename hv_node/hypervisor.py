@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from hmx.argo.abi import Op
+from hmx.argo.abi import UNREGISTER_RING, Op
+from hmx.doors import CALL_INSTRUCTIONS, Convention, convention
 from hmx.errno import Errno
-from hmx.memory import PAGE_SIZE, GuestMemory
+from hmx.memory import FAULT, GuestMemory
+from hmx.notify import MODES, NotifyOp
 from hmx.trap import (
     CALL,
     FRAME_SIZE,
@@ -31,14 +33,19 @@ from hmx.trap import (
 from hmx.vcpu_area import CQ_ENTRIES, CQ_OFFSET, SQ_ENTRIES, SQ_OFFSET, HypervisorSide
 from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
 from hv_node.argo.core import Argo
+from hv_node.argo.model import Ring
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
-from hv_node.doors.cpuid import xen_leaf
-from hv_node.doors.hypercalls import HYPERCALLS, hypercall_page
-from hv_node.doors.personality import Otherwise, Personality, Resolution, SiliconRow, Trap, resolve
+from hv_node.doors.handlers import HANDLERS, Call
+from hv_node.doors.hypercalls import HYPERCALLS
+from hv_node.doors.leaves import native_leaf
+from hv_node.doors.personality import Otherwise, Personality, Resolution, Trap, resolve
+from hv_node.doors.silicon import CPUS
+from hv_node.doors.tables import has_own_call, with_doors
 from hv_node.effects import PENDING
 from hv_node.hvm import TURN, AsyncCall, Hvm, Vcpu
 from hv_node.interrupts.evtchn import EventChannels
+from hv_node.interrupts.notification import Notification
 from hv_node.xsm import Xsm
 
 _M32: Final = 0xFFFF_FFFF
@@ -49,16 +56,29 @@ _WIDTH32: Final = int(FrameFlag.WIDTH32)
 _DONE: Final = int(Outcome.DONE)
 _CANCELED: Final = int(Outcome.CANCELED)
 # The two words of a CALL frame's head, for an Argo call that is nothing special: kind and flags; register count.
-_CALL_ALONE: Final = int(Kind.VMCALL)
-_CALL_LINKED: Final = int(Kind.VMCALL) | _LINK << 16
+_CALL_LINKED: Final = _LINK << 16
+_NO_KIND: Final = 0xFFFF
 _CALL_REGS: Final = 9
 _ARGO_OP: Final = int(Hypercall.ARGO_OP)
 _SENDV: Final = int(Op.SENDV)
-_SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC, Kind.HLT_WFI})
+_NOTIFY: Final = int(Op.NOTIFY)
+_IMMEDIATE: Final = frozenset({Kind.HVC, Kind.SMC})
+_SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HLT_WFI})
 # Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
 _ZERO_EXTENDED: Final = frozenset(
     -code for code in (Errno.EAGAIN, Errno.ECONNREFUSED, Errno.EMSGSIZE, Errno.ENODEV, Errno.EBUSY)
 )
+
+
+_OPCODES: Final = {Kind.VMCALL: b"\x0f\x01\xc1", Kind.VMMCALL: b"\x0f\x01\xd9"}
+
+
+def _own_call(personality: Personality, doors: Sequence[str]) -> Convention | None:
+    """The convention of the hypervisor's own call instruction, if Argo is offered by it."""
+    door = "hvc" if personality.arch is Arch.AARCH64 else "hypercall"
+    if door not in doors or not has_own_call(personality, door):
+        return None
+    return convention(door, personality.arch, speaks=personality.abi)
 
 
 class Hypervisor:
@@ -67,20 +87,40 @@ class Hypervisor:
     def __init__(
         self,
         personality: Personality,
-        cpu: Sequence[SiliconRow],
+        cpu: str,
         options: ArgoOptions,
         xsm: Xsm,
         on_event: Callable[..., None] | None = None,
+        *,
+        doors: Sequence[str] = ("hypercall", "hvc"),
+        notifications: Sequence[str] = (),
     ) -> None:
-        """`on_event(code, *fields)` is told what a person may want to know; it must not raise."""
+        """`cpu` names the machine below; `doors` are those by which Argo is offered, `notifications` the experimental
+        ways to be told beside VIRQ_ARGO.  `on_event(code, *fields)` is told what a person may want to know; it must
+        not raise.
+        """
         self.personality = personality
-        self.cpu = cpu
+        self.cpu_name = cpu
+        self.notifications = tuple(notifications)
         self.domains = DomainTable()
         self.argo = Argo(self.domains, xsm, self, options)
         self.bells: dict[Vcpu, None] = {}
+        self.call_instruction = next((_OPCODES[row.kind] for row in CALL_INSTRUCTIONS if row.cpu == cpu), b"")
+        self.own_call = _own_call(personality, doors)
+        self._offered = with_doors(personality, doors)
+        self._silicon = CPUS[cpu]
         self._on_event = on_event
         self._hvms: dict[int, Hvm] = {}
-        self._resolved: dict[tuple[int, int], Resolution] = {}
+        self._resolved: dict[tuple[int, int, int], Resolution] = {}
+        self._quick_kind = self._kind_of_quick_calls()
+
+    def _kind_of_quick_calls(self) -> int:
+        """The frame kind that is Xen's hypercall on a 64-bit x86 machine, if Argo is offered by it."""
+        if self.own_call is not None and self.own_call.arch is Arch.X86_64 and self.own_call.speaks == "xen":
+            for kind in (Kind.VMCALL, Kind.VMMCALL):
+                if self._resolve(kind, 0, 0).handler in ("hypercall", "viridian-call"):
+                    return int(kind)
+        return _NO_KIND
 
     # -- domains ----
 
@@ -96,8 +136,10 @@ class Hypervisor:
         """Create a domain with its memory and one zeroed vCPU area per vCPU.  ValueError for a domid in use."""
         domain = Domain(domid, memory, is_control=is_control, name=name)
         self.domains.create(domain)
-        hvm = Hvm(domain, EventChannels(len(areas)))
-        hvm.vcpus.extend(Vcpu(hvm, index, HypervisorSide(area, Arch.X86_64)) for index, area in enumerate(areas))
+        notification = Notification(self.personality.arch, len(areas), self.notifications)
+        hvm = Hvm(domain, EventChannels(len(areas)), notification)
+        arch = self.personality.arch
+        hvm.vcpus.extend(Vcpu(hvm, index, HypervisorSide(area, arch)) for index, area in enumerate(areas))
         self._hvms[domid] = hvm
         self.argo.domain_init(domain)
         return hvm
@@ -158,6 +200,7 @@ class Hypervisor:
         area, domain, op = vcpu.area, vcpu.hvm.domain, self.argo.op
         buffer, unpack, pack = area.buffer, CALL.unpack_from, RESULT.pack_into
         head, tail, chain = area.sq_head, area.cq_tail, vcpu.chain
+        alone, linked = self._quick_kind, self._quick_kind | _CALL_LINKED
         done = messages = copied = 0
         while done < count:
             seq, what, shape, _, ctx, number, _, _, a2, a1, cmd, a4, _, a3 = unpack(
@@ -165,11 +208,11 @@ class Hypervisor:
             )
             if number != _ARGO_OP or shape != _CALL_REGS:
                 break
-            if what != _CALL_ALONE and (what != _CALL_LINKED or not chain):
+            cmd &= _M32
+            if (what != alone and (what != linked or not chain)) or not _SENDV <= cmd <= _NOTIFY:
                 break
             done += 1
             head = (head + 1) & _M32
-            cmd &= _M32
             ret = op(domain, cmd, a1, a2, a3, a4, vcpu, ctx)
             if ret is PENDING:
                 vcpu.seq = vcpu.blocked = seq
@@ -214,157 +257,194 @@ class Hypervisor:
         else:
             vcpu.linked_to = None
         vcpu.hvm.counters.exits += 1
-        # A 64-bit VMCALL in which nothing is out of the ordinary.
-        if (
-            head[1] == Kind.VMCALL
-            and not flags & ~_LINK
-            and not head[3]
-            and not head[7]
-            and not head[8]
-            and 9 <= head[6] <= MAX_REGS
-        ):
-            ret = self._hypercall64(vcpu, regs, head[10], vcpu)
-            if ret is PENDING:
-                vcpu.seq = seq
-                vcpu.blocked = seq
-                return
-            vcpu.chain = ret < 0x8000_0000
-            vcpu.area.complete(seq, _DONE, (ret,))
-            return
         self._execute(vcpu, head, regs)
-
-    def _hypercall64(self, vcpu: Vcpu, regs: tuple[int, ...], ctx: int, token: object) -> int:
-        """A native hypercall from kernel mode.  The value for rax, or PENDING."""
-        hvm = vcpu.hvm
-        counters = hvm.counters
-        counters.hypercalls += 1
-        cmd = regs[5] & _M32
-        if regs[0] == Hypercall.ARGO_OP:
-            counters.argo_ops += 1
-            ret = self.argo.op(hvm.domain, cmd, regs[4], regs[3], regs[8], regs[6], token, ctx)
-            if ret is PENDING:
-                return ret
-            if cmd == Op.SENDV:
-                if ret >= 0:
-                    counters.messages += 1
-                    counters.bytes_copied += ret
-                elif ret in _ZERO_EXTENDED:
-                    return ret & _M32
-            return ret & _M64
-        handler = HYPERCALLS.get(regs[0])
-        ret = -Errno.ENOSYS if handler is None else handler(self, hvm, cmd, regs[4], ctx)
-        return ret & _M64
 
     def _execute(self, vcpu: Vcpu, head: tuple[int, ...], regs: tuple[int, ...]) -> None:
         """Any frame: decode defensively, resolve it against the personality, answer architecturally."""
-        seq, kind, flags, privilege, size, _imm, nregs, level, zero, address, ctx = head
+        seq, kind, flags, privilege, size, imm, nregs, level, zero, address, ctx = head
+        selector = imm if kind in _IMMEDIATE else 0 if kind in _SELECTORLESS else address
         slots = regs + (0,) * (MAX_REGS - len(regs))
+        call = Call(vcpu, seq, kind, flags, privilege, size, selector, ctx, slots)
         if flags & ~KNOWN_FLAGS or zero or level or nregs > MAX_REGS:
-            self._fault(vcpu, seq, Vector.UD)
+            self._undefined(call)
             return
-        resolution = self._resolve(kind, address, privilege)
-        match resolution.handler:
-            case "hypercall":
-                self._call(vcpu, seq, flags, privilege, slots, ctx)
-            case "cpuid":
-                leaf = xen_leaf(address & _M32, vcpu.hvm.domain.domid, vcpu.index)
-                self._done(vcpu, seq, leaf)
-            case "hypercall-page":
-                self._write_hypercall_page(vcpu, seq, slots, ctx)
-            case "idle":
-                self._done(vcpu, seq, slots[:1])
-            case _:
-                self._otherwise(vcpu, seq, resolution.otherwise, size, slots)
+        resolution = self._resolve(kind, selector, privilege)
+        handler = HANDLERS.get(resolution.handler)
+        if handler is None:
+            self._otherwise(call, resolution.otherwise)
+        else:
+            handler(self, call)
 
     def _resolve(self, kind: int, selector: int, privilege: int) -> Resolution:
         if kind not in _SELECTORLESS:
-            return resolve(Trap(kind, selector, privilege), (self.personality,), self.cpu)
-        key = (kind, privilege)
+            return resolve(Trap(kind, selector, privilege), (self._offered,), self._silicon)
+        key = (kind, selector, privilege)
         found = self._resolved.get(key)
         if found is None:
-            found = self._resolved[key] = resolve(Trap(kind, 0, privilege), (self.personality,), self.cpu)
+            found = self._resolved[key] = resolve(Trap(kind, 0, privilege), (self._offered,), self._silicon)
         return found
 
-    def _call(self, vcpu: Vcpu, seq: int, flags: int, privilege: int, slots: tuple[int, ...], ctx: int) -> None:
-        """A hypercall off the hot path: user mode, 32-bit registers, or ASYNC."""
-        token: Vcpu | AsyncCall = AsyncCall(vcpu, seq) if flags & _ASYNC else vcpu
-        if privilege:
-            ret = -Errno.EPERM & _M64  # Xen's software check: VMCALL itself exits at any CPL
-        elif flags & _WIDTH32:
-            ret = self._hypercall32(vcpu, slots, ctx, token)
-        else:
-            ret = self._hypercall64(vcpu, slots, ctx, token)
+    # -- what handlers call ----
+
+    def hypercall(self, call: Call, number: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """A native Xen hypercall from kernel mode.  The 64-bit result, or PENDING."""
+        if number == Hypercall.ARGO_OP and self.own_call is not None:
+            return self.argo_op(call, cmd, a1, a2, a3, a4)
+        hvm = call.vcpu.hvm
+        hvm.counters.hypercalls += 1
+        handler = HYPERCALLS.get(number)
+        return (-Errno.ENOSYS if handler is None else handler(self, hvm, cmd, a1, call.ctx)) & _M64
+
+    def hypercall32(self, call: Call, number: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """A Xen hypercall with 32-bit registers: number eax, arguments ebx ecx edx esi edi."""
+        if number != Hypercall.ARGO_OP or self.own_call is None:
+            return self.hypercall(call, number, cmd, a1, a2, a3, a4) & _M32
+        counters = call.vcpu.hvm.counters
+        counters.hypercalls += 1
+        counters.argo_ops += 1
+        ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
         if ret is PENDING:
-            if isinstance(token, AsyncCall):
-                vcpu.linked_to = token
+            return ret
+        if cmd == Op.SENDV and ret >= 0:
+            counters.messages += 1
+            counters.bytes_copied += ret
+        return ret & _M32
+
+    def argo_op(self, call: Call, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """argo_op of a 64-bit caller in kernel mode, by whatever door.  The 64-bit result, or PENDING."""
+        hvm = call.vcpu.hvm
+        counters = hvm.counters
+        counters.hypercalls += 1
+        counters.argo_ops += 1
+        if cmd not in (Op.SENDV, Op.NOTIFY):
+            return self._ring_op(call, hvm, cmd, a1, a2, a3, a4) & _M64
+        ret = self.argo.op(hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
+        if ret is PENDING:
+            return ret
+        if cmd == Op.SENDV:
+            if ret >= 0:
+                counters.messages += 1
+                counters.bytes_copied += ret
+            elif ret in _ZERO_EXTENDED:
+                return ret & _M32
+        return ret & _M64
+
+    def _ring_op(self, call: Call, hvm: Hvm, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """An operation that may change which interrupt a ring has."""
+        domain, chosen, ctx = hvm.domain, hvm.notification, call.ctx
+
+        def argo(operation: int) -> int:
+            return self.argo.op(domain, operation, a1, a2, a3, a4, self._token(call), ctx)
+
+        match cmd:
+            case NotifyOp.REGISTER_RING_EX:
+                index = call.vcpu.index
+                return chosen.register(domain.memory, ctx, a1, index, lambda: argo(Op.REGISTER_RING))
+            case NotifyOp.SET_NOTIFICATION:
+                return chosen.set_notification(a1, a2, a3)
+        key = domain.memory.unpack(UNREGISTER_RING, ctx, a1)
+        ret = argo(cmd)
+        if key is not FAULT and not ret:
+            if cmd == Op.REGISTER_RING:
+                chosen.registered(key[0], key[1], call.vcpu.index)
+            elif cmd == Op.UNREGISTER_RING:
+                chosen.unregistered(key[0], key[1])
+        return ret
+
+    def mode_features(self) -> int:
+        """The notification modes as bits of a door's features."""
+        return sum(row.feature for row in MODES if row.name in self.notifications)
+
+    def v4v_call(self, call: Call, op: int, *arguments: int) -> int:  # noqa: ARG002
+        """A v4v operation: a hypervisor built without v4v answers -ENOSYS."""
+        return -Errno.ENOSYS & _M64
+
+    def _token(self, call: Call) -> Vcpu | AsyncCall:
+        """What an operation that stays pending is completed with."""
+        vcpu = call.vcpu
+        if not call.flags & _ASYNC:
+            return vcpu
+        vcpu.token = AsyncCall(vcpu, call.seq)
+        return vcpu.token
+
+    def answer(self, call: Call, ret: int) -> None:
+        """End a call with `ret` in the result register; a PENDING one ends later."""
+        vcpu = call.vcpu
+        if ret is PENDING:
+            if call.flags & _ASYNC:
+                vcpu.linked_to = vcpu.token
                 vcpu.deferred += 1
             else:
-                vcpu.seq = vcpu.blocked = seq
+                vcpu.seq = vcpu.blocked = call.seq
             return
         vcpu.chain = int32(ret) >= 0
-        vcpu.area.complete(seq, _DONE, (ret,))
+        vcpu.area.complete(call.seq, _DONE, (ret & _M64,))
 
-    def _hypercall32(self, vcpu: Vcpu, slots: tuple[int, ...], ctx: int, token: object) -> int:
-        """A hypercall with 32-bit registers: number eax, arguments ebx ecx edx esi edi."""
-        hvm = vcpu.hvm
-        hvm.counters.hypercalls += 1
-        number, cmd, a1, a2, a3, a4 = (slots[slot] & _M32 for slot in range(6))
-        if number == Hypercall.ARGO_OP:
-            hvm.counters.argo_ops += 1
-            ret = self.argo.op_compat(hvm.domain, cmd, a1, a2, a3, a4, token, ctx)
-            if ret is PENDING:
-                return ret
-            if cmd == Op.SENDV and ret >= 0:
-                hvm.counters.messages += 1
-                hvm.counters.bytes_copied += ret
-            return ret & _M32
-        handler = HYPERCALLS.get(number)
-        return (-Errno.ENOSYS if handler is None else handler(self, hvm, cmd, a1, ctx)) & _M32
+    def done(self, call: Call, regs: tuple[int, ...]) -> None:
+        """The instruction was executed; `regs` are the first registers after it."""
+        call.vcpu.chain = True
+        call.vcpu.area.complete(call.seq, _DONE, regs)
 
-    def _write_hypercall_page(self, vcpu: Vcpu, seq: int, slots: tuple[int, ...], ctx: int) -> None:
-        address = slots[X86Reg.RDX] << 32 | slots[X86Reg.RAX] & _M32
-        if address & (PAGE_SIZE - 1) or not vcpu.hvm.domain.memory.write(ctx, address, hypercall_page()):
-            self._fault(vcpu, seq, Vector.GP)  # an index other than 0, or no such page
+    def fault(self, call: Call, vector: int) -> None:
+        """The instruction ended in an exception."""
+        call.vcpu.chain = False
+        call.vcpu.area.complete(call.seq, Outcome.FAULT, (), vector)
+
+    def absent(self, call: Call) -> None:
+        """One of our doors was knocked at in a way it does not know: what its hypervisor does without it."""
+        trap = Trap(call.kind, call.selector, call.privilege)
+        resolution = resolve(trap, (self.personality,), self._silicon)
+        handler = HANDLERS.get(resolution.handler)
+        if handler is None or resolution.handler == "v4v-cpuid":
+            self._otherwise(call, resolution.otherwise)
         else:
-            self._done(vcpu, seq, ())
+            handler(self, call)
 
-    def _otherwise(self, vcpu: Vcpu, seq: int, otherwise: Otherwise, size: int, slots: tuple[int, ...]) -> None:
-        rax = slots[X86Reg.RAX]
+    def all_ones(self, call: Call) -> None:
+        """A read that no device answers; one of less than 32 bits replaces part of the register only."""
+        ones = (1 << 8 * min(call.size, 8)) - 1
+        self.done(call, (ones if call.size >= 4 else call.slots[X86Reg.RAX] | ones,))
+
+    def _undefined(self, call: Call) -> None:
+        self.fault(call, Vector.UD if self.personality.arch is Arch.X86_64 else 0)
+
+    def _otherwise(self, call: Call, otherwise: Otherwise) -> None:
         match otherwise:
             case Otherwise.UD | Otherwise.UNDEF:
-                self._fault(vcpu, seq, Vector.UD)
+                self._undefined(call)
             case Otherwise.GP:
-                self._fault(vcpu, seq, Vector.GP)
+                self.fault(call, Vector.GP)
             case Otherwise.IGNORE:
-                vcpu.chain = True
-                vcpu.area.complete(seq, Outcome.IGNORED)
+                call.vcpu.chain = True
+                call.vcpu.area.complete(call.seq, Outcome.IGNORED)
             case Otherwise.ALL_ONES:
-                ones = (1 << 8 * min(size, 8)) - 1
-                self._done(vcpu, seq, (ones if size >= 4 else rax | ones,))
+                self.all_ones(call)
             case Otherwise.ENOSYS:
-                self._done(vcpu, seq, (-Errno.ENOSYS & _M64,))
+                self.done(call, (-Errno.ENOSYS & _M64,))
             case Otherwise.MINUS_ONE:
-                self._done(vcpu, seq, (_M64,))
-            case Otherwise.ZERO | Otherwise.NATIVE:
-                self._done(vcpu, seq, (0, 0, 0, 0))
-
-    def _done(self, vcpu: Vcpu, seq: int, regs: tuple[int, ...]) -> None:
-        vcpu.chain = True
-        vcpu.area.complete(seq, _DONE, regs)
-
-    def _fault(self, vcpu: Vcpu, seq: int, vector: Vector) -> None:
-        vcpu.chain = False
-        vcpu.area.complete(seq, Outcome.FAULT, (), vector)
+                self.done(call, (_M64,))
+            case Otherwise.ZERO:
+                self.done(call, (0, 0, 0, 0))
+            case Otherwise.NATIVE:
+                leaf = call.kind == Kind.CPUID
+                self.done(call, native_leaf(self.cpu_name, call.selector & _M32) if leaf else call.slots[:1])
 
     # -- the sink of the Argo core ----
 
-    def raise_virq(self, domid: int, virq: int) -> None:
-        """Raise a per-domain VIRQ: dropped while unbound, coalesced while its post is unconsumed."""
+    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
+        """Raise a per-domain VIRQ, or what the domain chose instead for Argo: dropped while nothing is bound, coalesced
+        while its post is unconsumed.
+        """
         hvm = self._hvms.get(domid)
         if hvm is None:
             return  # dying: the binding is gone
         counters = hvm.counters
         counters.interrupts_raised += 1
+        if hvm.notification.active:
+            chosen = hvm.notification.target((ring.port, ring.partner) if isinstance(ring, Ring) else None)
+            if chosen is not None:
+                self._interrupt(hvm, *chosen)
+                return
         route = hvm.routes.get(virq) or hvm.route(virq)
         if route is None:
             counters.interrupts_dropped += 1
@@ -375,6 +455,16 @@ class Hypervisor:
             return
         counters.interrupts_posted += 1
         if not self._masked(hvm, port) and vcpu.area.guest_sleeps():
+            self.bells[vcpu] = None
+
+    def _interrupt(self, hvm: Hvm, index: int, entry: int) -> None:
+        """Post an interrupt that needs no event channel."""
+        vcpu = hvm.vcpus[index]
+        if not vcpu.area.post(entry):
+            hvm.counters.interrupts_coalesced += 1
+            return
+        hvm.counters.interrupts_posted += 1
+        if vcpu.area.guest_sleeps():
             self.bells[vcpu] = None
 
     def _masked(self, hvm: Hvm, port: int) -> bool:

@@ -24,23 +24,21 @@ from typing import Any, Final
 
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
 from broker.frames import Lane
-from hmx.attach import AttachError
+from hmx.attach import AttachError, Request
 from hmx.trap import Arch
 from hv_node import attach
 from hv_node.argo.options import parse_options
 from hv_node.config import DomainConfig, HypervisorConfig
-from hv_node.doors.tables import CPUS, PERSONALITIES
+from hv_node.doors.tables import PERSONALITIES
 from hv_node.hvm import TURN, Vcpu
 from hv_node.hypervisor import Hypervisor
+from hv_node.lobby import Lobby
 from hv_node.xsm import xsm_by_name
 
 HEARTBEAT_S: Final = 0.5
 YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
 SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
-ADMITS: Final = 4  # newcomers looked at in one turn: each may be one that only wants to cost time
-REFUSALS_TOLD: Final = 8  # between two heartbeats; the rest are counted, or one guest could keep the whole lab busy
-HANDSHAKE_S: Final = 5.0  # a connection that says nothing for this long is closed
 TOKENS: Final = 4  # grants that a guest may hold: it asks again when the broker was restarted before it had the answer
 JOIN_S: Final = 10.0
 EXIT_INFRASTRUCTURE: Final = 4
@@ -76,21 +74,20 @@ class Node:
         self.host = HostCounters()
         self.core = Hypervisor(
             PERSONALITIES[config.personality, Arch[config.arch.upper()]],
-            CPUS[config.cpu],
+            config.cpu,
             options,
             xsm_by_name(config.xsm),
             self._report,
+            doors=config.doors,
+            notifications=config.notifications,
         )
         self._epoll = select.epoll()
-        self._lobby = select.epoll()  # the attach socket and who has connected there: one source among the others
         self._handlers: dict[int, Any] = {}
         self._backings: dict[str, attach.Backing] = {}
         self._bells: dict[Vcpu, socket.socket] = {}
         self._active: dict[Vcpu, None] = {}
         self._tokens: dict[str, list[bytes]] = {}
         self._attached: dict[str, socket.socket] = {}
-        self._strangers: dict[int, tuple[socket.socket, float]] = {}  # by descriptor; when it must have spoken
-        self._refusals = 0
         self._deaf_ns = 0  # spent on frames since the descriptors were looked at: who rings meanwhile is not heard
         self._freeing: dict[int, Dying] = {}
         self._exited: set[int] = set()  # domains whose process the agent has seen the end of
@@ -107,11 +104,10 @@ class Node:
         for config in self.config.domains:
             self._create(config)
         try:
-            self._listener = attach.listen(self.config.attach_path)
+            self._lobby = Lobby(self.config.attach_path, self._introduce, self._report)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.config.attach_path) from error
-        self._lobby.register(self._listener.fileno(), select.EPOLLIN)
-        self._watch(self._lobby.fileno(), select.EPOLLIN, self._admit)
+        self._watch(self._lobby.fileno(), select.EPOLLIN, self._lobby.turn)
         self._watch(self.link.fileno(), select.EPOLLIN, self._pump)
 
     def _create(self, config: DomainConfig) -> None:
@@ -232,62 +228,21 @@ class Node:
     def _tick(self, now: float) -> None:
         self.link.heartbeat()
         self._link_busy = self.link.flush()
-        for connection, deadline in tuple(self._strangers.values()):
-            if now >= deadline:
-                self._leave_lobby(connection)
-                attach.refuse(connection, f"nothing was said for {HANDSHAKE_S:g} s")
-        if self._refusals > REFUSALS_TOLD:
-            self._report("attach-refused", f"{self._refusals - REFUSALS_TOLD} more")
-        self._refusals = 0
+        self._lobby.tick(now)
+
     # -- attaching ----
 
-    def _admit(self) -> None:
-        """Somebody connects or speaks in the lobby."""
-        for fd, _ in self._lobby.poll(0, ADMITS):
-            if fd == self._listener.fileno():
-                self._accept()
-            elif fd in self._strangers:
-                self._introduce(self._strangers[fd][0])
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
-        connection.setblocking(False)
-        if attach.peer_uid(connection) != os.geteuid():
-            attach.refuse(connection, "only the user who runs the lab may attach")
-            return
-        self._strangers[connection.fileno()] = connection, time.monotonic() + HANDSHAKE_S
-        self._lobby.register(connection.fileno(), select.EPOLLIN)
-
-    def _leave_lobby(self, connection: socket.socket) -> None:
-        del self._strangers[connection.fileno()]
-        self._lobby.unregister(connection.fileno())
-
-    def _introduce(self, connection: socket.socket) -> None:
-        """A stranger spoke, or left."""
-        self._leave_lobby(connection)
-        try:
-            request = attach.read_request(connection)
-            if request is None:
-                connection.close()
-                return
-            granted = self._tokens.get(request.name, [])
-            shown = [token for token in granted if hmac.compare_digest(token, request.token)]
-            attach.check_token(shown[0] if shown else granted[0] if granted else None, request)
-            del self._tokens[request.name]  # only whom it was granted to uses it up
-            if request.name in self._attached:
-                raise AttachError(f"guest {request.name!r} is attached already")
-            if request.name not in self._backings:
-                raise AttachError(f"hypervisor {self.config.name!r} has no domain for a guest {request.name!r}")
-            attach.hand_over(connection, self._backings[request.name])
-        except (AttachError, OSError) as error:
-            self._refusals += 1
-            if self._refusals <= REFUSALS_TOLD:
-                self._report("attach-refused", str(error))
-            attach.refuse(connection, str(error))
-            return
+    def _introduce(self, connection: socket.socket, request: Request) -> None:
+        """A stranger said who it is: attach it, or raise AttachError with what it is told."""
+        granted = self._tokens.get(request.name, [])
+        shown = [token for token in granted if hmac.compare_digest(token, request.token)]
+        attach.check_token(shown[0] if shown else granted[0] if granted else None, request)
+        del self._tokens[request.name]  # only whom it was granted to uses it up
+        if request.name in self._attached:
+            raise AttachError(f"guest {request.name!r} is attached already")
+        if request.name not in self._backings:
+            raise AttachError(f"hypervisor {self.config.name!r} has no domain for a guest {request.name!r}")
+        attach.hand_over(connection, self._backings[request.name], self.core.personality.arch)
         self._attached[request.name] = connection
         self._watch(connection.fileno(), select.EPOLLIN, lambda n=request.name: self._gone(n))
         self._report("attached", request.name, self._backings[request.name].config.domid)
@@ -405,11 +360,8 @@ class Node:
 
     def close(self) -> None:
         """Give everything back: guests see the end of their attach connection."""
-        for connection in (*self._attached.values(), *(stranger for stranger, _ in self._strangers.values())):
+        for connection in self._attached.values():
             connection.close()
-        self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.config.attach_path)
         for backing in (*self._backings.values(), *(dying.backing for dying in self._freeing.values())):
             backing.close()
         self._lobby.close()

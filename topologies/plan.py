@@ -141,6 +141,8 @@ def plan(
             personality=keys.personality,
             arch=keys.arch,
             cpu=keys.cpu,
+            doors=tuple(keys.doors),
+            notifications=tuple(keys.notifications),
             argo_cmdline=argo_cmdline(keys),
             xsm=keys.xsm,
             attach_path=places.attach_path(index),

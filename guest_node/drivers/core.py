@@ -71,11 +71,13 @@ class ArgoDriver:
         self.open_sockets: dict[Closable, None] = {}  # in order of creation
         self._watched: dict[object, tuple[Address, Callable[[], None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._spaces: dict[asyncio.Future[Outcome], None] = {}  # waits for room, in order of arrival
         self._kicked = False
         self._look = False  # the tick wants the watched addresses looked at
         self._sleeping: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._cause: BaseException | None = None
 
     # -- life ----
 
@@ -87,15 +89,34 @@ class ArgoDriver:
     async def close(self, linger: float = 2.0) -> None:
         """Close every socket, send what is queued (for at most `linger` seconds), unregister every ring.
 
-        Raises what ended the pump, if it had ended by itself.
+        Raises what ended the pump, if it had ended by itself: then there is nobody to wait for.
         """
+        try:
+            if self.failure is None:
+                for socket in list(self.open_sockets):
+                    await socket.close()
+                await self._linger(linger)
+        finally:
+            await self._end_tasks()
         failure = self.failure
-        if failure is None:
-            for socket in list(self.open_sockets):
-                await socket.close()
-            waits = [*self.controls.all_pending(), *self._background]
-            if waits:
-                await asyncio.wait(waits, timeout=linger)
+        if failure is not None:
+            raise failure
+        closed = error(Errno.EBADF, "the driver was closed")
+        for ring in self.rings:
+            ring.sink.broken(closed)
+            await self.rings.unbind(ring)
+
+    async def _linger(self, seconds: float) -> None:
+        """Until everything queued is out, while there is a pump to send it."""
+        waits: set[asyncio.Future[None]] = {*self.controls.all_pending(), *self._background}
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        pump = self._pump
+        while waits and pump is not None and not pump.done() and (left := end - loop.time()) > 0:
+            await asyncio.wait({*waits, pump}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            waits = {wait for wait in waits if not wait.done()}
+
+    async def _end_tasks(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -104,12 +125,11 @@ class ArgoDriver:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if failure is not None:
-            raise failure
-        closed = error(Errno.EBADF, "the driver was closed")
-        for ring in self.rings:
-            ring.sink.broken(closed)
-            await self.rings.unbind(ring)
+
+    def end(self, cause: BaseException) -> None:
+        """There is no hypervisor any more: the pump ends with `cause`, and whoever waits for anything is told it."""
+        self._cause = cause
+        self.kick()
 
     @property
     def failure(self) -> BaseException | None:
@@ -143,9 +163,14 @@ class ArgoDriver:
         except Exception as exc:
             for ring in self.rings:
                 ring.sink.broken(exc)
+            for space in self._spaces:
+                if not space.done():
+                    space.set_exception(exc)
             raise
 
     async def _turn(self) -> None:
+        if self._cause is not None:
+            raise self._cause
         self.counters.turns += 1
         self._kicked = False
         moved = self.rings.receive_pass()
@@ -204,10 +229,15 @@ class ArgoDriver:
     def want_space(self, address: Address, size: int, armed_since: int | None = None) -> asyncio.Future[Outcome]:
         """A future for room for `size` payload bytes at `address`.  Give it to `forget` in any case.
 
-        `armed_since`: `wakeups.generation` as it was before a sendv that answered -EAGAIN.
+        `armed_since`: `wakeups.generation` as it was before a sendv that answered -EAGAIN.  Raises what ended the
+        pump, if it had ended: nobody would ever answer.
         """
+        failure = self.failure
+        if failure is not None:
+            raise failure
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
+        self._spaces[future] = None
         self.wakeups.want(address, size, future, armed_since=armed_since)
         if armed_since != self.wakeups.generation:
             self.kick()
@@ -216,6 +246,7 @@ class ArgoDriver:
 
     def forget(self, future: asyncio.Future[Outcome]) -> None:
         """The wait is over, with or without an outcome."""
+        self._spaces.pop(future, None)
         if not future.done() or future.cancelled():
             self.wakeups.forget(future)
             self.kick()  # the next in line has its question

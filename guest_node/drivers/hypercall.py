@@ -54,8 +54,8 @@ def error(errno: int, what: str) -> OSError:
 class whole(Generic[T]):
     """`await whole(coroutine)` runs it to its end, whatever happens to the awaiting task.
 
-    A cancellation that arrives meanwhile is raised when the coroutine has returned.  No task is made; when
-    nothing suspends, this is one extra generator.
+    A cancellation that arrives meanwhile is raised when the coroutine has returned, or raised: who ends a task
+    is not kept from it by an error.  No task is made; when nothing suspends, this is one extra generator.
     """
 
     __slots__ = ("_coroutine",)
@@ -74,6 +74,10 @@ class whole(Generic[T]):
                     raise cancelled from None
                 result: T = stop.value
                 return result
+            except Exception as error:
+                if cancelled is not None:
+                    raise cancelled from error
+                raise
             while True:
                 try:
                     yield from _settle(awaited)

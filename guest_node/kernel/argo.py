@@ -11,8 +11,10 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from guest_node.kernel.frames import door_trap
 from guest_node.kernel.pages import PageAllocator, pages_for
 from guest_node.vcpu import Trap, Vcpu
+from hmx import xen
 from hmx.argo import abi
 from hmx.argo.abi import Address, Op
 from hmx.argo.calls import Buffer, Outgoing, RingMemory, SpaceAnswer, SpaceQuery
@@ -20,8 +22,8 @@ from hmx.argo.ring import npages_for
 from hmx.doors import Convention
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, Window
+from hmx.notify import REGISTER_RING_EX, NotifyOp
 from hmx.trap import Completion, Outcome, int32
-from hmx.xen import Hypercall
 
 _PAYLOAD: Final = 256  # offset of the payload in a slot: behind send_addr and eight iovs
 _SMALL: Final = PAGE_SIZE - _PAYLOAD
@@ -59,9 +61,14 @@ class Argo:
 
     max_batch: int = 16
 
-    def __init__(self, vcpu: Vcpu, memory: GuestMemoryView, door: Convention) -> None:
+    def __init__(
+        self, vcpu: Vcpu, memory: GuestMemoryView, door: Convention, domid: int = xen.DOMID_SELF
+    ) -> None:
         self.vcpu = vcpu
         self.memory = memory
+        self.domid = domid
+        # (address, data) of the interrupt that the next ring is to have for itself; None: rings have none.
+        self.ring_interrupt: Callable[[], tuple[int, int]] | None = None
         self._ram = memory.buffer
         self.door = door
         self._slots: list[_Slot] = []
@@ -78,8 +85,14 @@ class Argo:
         try:
             gfns = self.memory.pages.allocate(pages)
             struct.pack_into(f"<{count}Q", self._ram, gfns * PAGE_SIZE, *ring.gfns)
-            abi.REGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len)
-            return await self._call(Op.REGISTER_RING, slot.address, gfns * PAGE_SIZE, count, flags)
+            operation: int = Op.REGISTER_RING
+            if self.ring_interrupt is None:
+                abi.REGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len)
+            else:
+                operation = NotifyOp.REGISTER_RING_EX
+                message = self.ring_interrupt()
+                REGISTER_RING_EX.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len, 0, *message, 0)
+            return await self.call(operation, slot.address, gfns * PAGE_SIZE, count, flags)
         finally:
             if gfns:
                 self.memory.pages.release(gfns, pages)
@@ -90,7 +103,7 @@ class Argo:
         slot = self._take_slot()
         try:
             abi.UNREGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0)
-            return await self._call(Op.UNREGISTER_RING, slot.address, 0, 0, 0)
+            return await self.call(Op.UNREGISTER_RING, slot.address, 0, 0, 0)
         finally:
             self._slots.append(slot)
 
@@ -115,7 +128,7 @@ class Argo:
     async def notify(self, entries: Sequence[SpaceQuery]) -> tuple[int, list[SpaceAnswer]]:
         """One notify: wakes those who wait for room in our rings, then queries `entries` (at most 256)."""
         if not entries:
-            return await self._call(Op.NOTIFY, 0, 0, 0, 0), []
+            return await self.call(Op.NOTIFY, 0, 0, 0, 0), []
         if len(entries) > _MAX_NOTIFY:
             raise ValueError(f"{len(entries)} entries in one notify; the most is {_MAX_NOTIFY}")
         size = abi.RING_DATA.size + len(entries) * abi.RING_DATA_ENT.size
@@ -127,7 +140,7 @@ class Argo:
             at = base + abi.RING_DATA.size
             for (address, space), offset in zip(entries, range(at, base + size, abi.RING_DATA_ENT.size), strict=True):
                 abi.RING_DATA_ENT.pack_into(self._ram, offset, address.port, address.domid, 0, 0, 0, space, 0)
-            ret = await self._call(Op.NOTIFY, base, 0, 0, 0)
+            ret = await self.call(Op.NOTIFY, base, 0, 0, 0)
             answers = [
                 SpaceAnswer(flags, largest)
                 for _, _, _, flags, _, _, largest in abi.RING_DATA_ENT.iter_unpack(self._ram[at : base + size])
@@ -162,13 +175,14 @@ class Argo:
 
     # -- frames ----
 
-    async def _call(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+    async def call(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """One argo_op; the int32 result."""
         return self._result(await self.vcpu.trap(self.call_trap(cmd, a1, a2, a3, a4)))
 
     def call_trap(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> Trap:
         """The frame of one argo_op by this guest's door."""
         self.hypercalls += 1
-        return hypercall_trap(self.door, Hypercall.ARGO_OP, cmd, a1, a2, a3, a4)
+        return door_trap(self.door, cmd, a1, a2, a3, a4)
 
     def _result(self, done: Completion) -> int:
         if done.outcome == Outcome.CANCELED:
@@ -223,10 +237,6 @@ class Argo:
         return slot.big * PAGE_SIZE
 
 
-def hypercall_trap(door: Convention, number: int, a1: int, a2: int, a3: int = 0, a4: int = 0, a5: int = 0) -> Trap:
-    """The frame of one Xen hypercall through `door`: only as many registers as the convention names."""
-    regs = [0] * (max(door.number, door.result, *door.arguments) + 1)
-    regs[door.number] = number
-    for slot, value in zip(door.arguments, (a1, a2, a3, a4, a5), strict=True):
-        regs[slot] = value
-    return Trap(door.kind, tuple(regs))
+def hypercall_trap(call: Convention, number: int, *arguments: int) -> Trap:
+    """The frame of one Xen hypercall that is not Argo's."""
+    return door_trap(call, *arguments, call=number)

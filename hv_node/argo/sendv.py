@@ -173,7 +173,7 @@ def sendv(
         core.on_payload_written(ring)
     ring.tx = tx
     pages.store_tx(tx)
-    core.sink.raise_virq(dst_domid, VIRQ_ARGO)
+    core.sink.raise_virq(dst_domid, VIRQ_ARGO, ring)
     return total
 
 

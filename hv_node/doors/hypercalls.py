@@ -129,10 +129,12 @@ _STUBS: Final = PAGE_SIZE // _STUB_SIZE
 _IRET: Final = 23
 
 
-def hypercall_page() -> bytes:
-    """What Xen writes into a guest's hypercall page on Intel: per number `mov eax, n; vmcall; ret`, iret's slot UD2."""
+def hypercall_page(instruction: bytes) -> bytes:
+    """What Xen writes into a guest's hypercall page: per number `mov eax, n; instruction; ret`, iret's slot UD2."""
     page = bytearray(b"\xcc" * PAGE_SIZE)
     for number in range(_STUBS):
-        stub = b"\x0f\x0b" if number == _IRET else b"\xb8" + number.to_bytes(4, "little") + b"\x0f\x01\xc1\xc3"
+        stub = b"\xb8" + number.to_bytes(4, "little") + instruction + b"\xc3"
+        if number == _IRET:
+            stub = b"\x0f\x0b"
         page[number * _STUB_SIZE : number * _STUB_SIZE + len(stub)] = stub
     return bytes(page)

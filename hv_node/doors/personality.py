@@ -41,7 +41,11 @@ class Otherwise(Enum):
 
 
 class Row(NamedTuple):
-    """One row of a personality.  `first`..`last` bound the selector, inclusive; `handler` "" means none."""
+    """One row of a personality.  `first`..`last` bound the selector, inclusive; `handler` "" means none.
+
+    `privileges`, where given, are those from which the hypervisor takes the instruction although the silicon refuses
+    it: it intercepts the exception and emulates.
+    """
 
     instruction: Kind
     first: int
@@ -51,23 +55,27 @@ class Row(NamedTuple):
     otherwise: Otherwise
     exits: int
     source: str
+    privileges: tuple[int, ...] = ()
 
 
 class SiliconRow(NamedTuple):
-    """One row of a cpu: the privilege an instruction needs before any exit, and its native behaviour."""
+    """One row of a cpu: from which CPLs or ELs an instruction may be executed at all, what happens from the others,
+    and what it does when nobody intercepts it.
+    """
 
     instruction: Kind
-    max_privilege: int
+    privileges: tuple[int, ...]
     denied: Otherwise
     native: Otherwise
     source: str
 
 
 class Personality(NamedTuple):
-    """A hypervisor's table."""
+    """A hypervisor's table.  `abi` names the convention of its own call instruction, "" where Argo has none there."""
 
     name: str
     arch: Arch
+    abi: str
     rows: tuple[Row, ...]
 
 
@@ -91,6 +99,11 @@ class Resolution(NamedTuple):
 
 
 ANY: Final = (0, (1 << 64) - 1)
+CPL: Final = (0, 1, 2, 3)  # every privilege level of x86
+KERNEL: Final = (0,)
+EL0_EL1: Final = (0, 1)
+EL1: Final = (1,)
+NOWHERE: Final = ()
 
 
 def _row(table: Personality, trap: Trap) -> Row | None:
@@ -110,9 +123,9 @@ def resolve(trap: Trap, tables: Sequence[Personality], cpu: Sequence[SiliconRow]
     silicon = next((row for row in cpu if row.instruction == trap.instruction), None)
     if silicon is None:
         return Resolution(-1, "", Otherwise.UD, none)
-    if trap.privilege > silicon.max_privilege:
-        return Resolution(-1, "", silicon.denied, none)
     rows = [_row(table, trap) for table in tables]
+    if trap.privilege not in silicon.privileges and not any(row and trap.privilege in row.privileges for row in rows):
+        return Resolution(-1, "", silicon.denied, none)
     inward = [level for level, row in enumerate(rows) if row is not None and row.intercept is Intercept.STEAL]
     outward = reversed(
         [level for level, row in enumerate(rows) if row is not None and row.intercept is not Intercept.STEAL]

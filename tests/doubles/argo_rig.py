@@ -39,7 +39,7 @@ class _Sink(RecordingSink):
         super().__init__()
         self._rig = rig
 
-    def raise_virq(self, domid: int, virq: int) -> None:
+    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
         self._rig.raise_virq(domid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hmx import xen
@@ -12,7 +13,7 @@ from hmx.memory import PAGE_SIZE, MappedMemory
 from hmx.trap import Arch, Completion, Kind, int32
 from hmx.vcpu_area import AREA_SIZE, GuestSide
 from hv_node.argo.options import parse_options
-from hv_node.doors.tables import INTEL, PERSONALITIES
+from hv_node.doors.tables import PERSONALITIES
 from hv_node.hvm import Vcpu
 from hv_node.hypervisor import Hypervisor
 from hv_node.xsm import xsm_by_name
@@ -21,15 +22,28 @@ from hv_node.xsm import xsm_by_name
 class Machine:
     """`guest(domid)` makes a domain; `call` and friends execute frames of its vCPU 0 at once."""
 
-    def __init__(self, cmdline: str = "on,mac-permissive", xsm: str = "dummy") -> None:
+    def __init__(
+        self,
+        cmdline: str = "on,mac-permissive",
+        xsm: str = "dummy",
+        *,
+        personality: str = "xen",
+        arch: Arch = Arch.X86_64,
+        cpu: str = "intel",
+        doors: Sequence[str] = ("hypercall", "hvc"),
+        notifications: Sequence[str] = (),
+    ) -> None:
         options, _ = parse_options(cmdline)
+        self.arch = arch
         self.events: list[tuple[Any, ...]] = []
         self.core = Hypervisor(
-            PERSONALITIES["xen", Arch.X86_64],
-            INTEL,
+            PERSONALITIES[personality, arch],
+            cpu,
             options,
             xsm_by_name(xsm),
             lambda *e: self.events.append(e),
+            doors=doors,
+            notifications=notifications,
         )
 
     def guest(self, domid: int, *, pages: int = 64, vcpus: int = 1, is_control: bool = False) -> Guest:
@@ -45,7 +59,7 @@ class Guest:
         self.ram = bytearray(pages * PAGE_SIZE)
         areas = [memoryview(bytearray(AREA_SIZE)) for _ in range(vcpus)]
         self.hvm = machine.core.create_domain(domid, MappedMemory(self.ram), areas, is_control=is_control)
-        self.sides = [GuestSide(area) for area in areas]
+        self.sides = [GuestSide(area, machine.arch) for area in areas]
         self.side = self.sides[0]
         self.vcpu: Vcpu = self.hvm.vcpus[0]
 

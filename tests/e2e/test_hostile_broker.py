@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from broker.client import ZmqLink
 from broker.frames import MAX_PAYLOAD, Buffer, Lane
-from broker.server import Server
+from broker.server import HIGH_WATER, TURN, TURN_BYTES, Server
+from broker.session import SendResult
 from tests.broker.sockets import Net, net_in, pump_until
 from tests.broker.support import TOKEN
 from tests.e2e.broker_attacks import ATTACKS
@@ -123,6 +125,38 @@ def test_what_is_read_ahead_is_bounded(net: Net) -> None:
         time.sleep(SECONDS)
         read = memory(os.getpid(), "VmRSS") - before
         assert MAX_PAYLOAD < read < GROWTH_OF_LARGE_PARTS, f"{read >> 20} MiB"
+    finally:
+        server.close()
+
+
+def test_a_turn_takes_few_of_the_largest(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded in messages and in bytes: what comes endlessly, small or large, leaves time for everybody else."""
+    sizes: list[int] = []
+    server = Server(net.endpoint, token=TOKEN, epoch=1)
+    try:
+        for size, most in ((0, TURN), (TURN_BYTES // 2, 3), (MAX_PAYLOAD, 1)):
+            parts = [b"id", b"", b"", bytes(size)]
+            monkeypatch.setattr("broker.server.receive_parts", lambda *_, parts=parts: parts)
+            monkeypatch.setattr(server.core, "on_frame", lambda _id, parts, _now: sizes.append(len(parts[-1])))
+            server._receive(0)
+            assert sizes == [size] * most
+            sizes.clear()
+    finally:
+        server.close()
+
+
+def test_a_peer_that_reads_nothing_never_blocks_the_broker(net: Net) -> None:
+    """Whatever it acknowledged unread: its pipe is full, the frame waits, and the next one is served."""
+    server = Server(net.endpoint, token=TOKEN, epoch=1)
+    try:
+        dealer = net.dealer()
+        dealer.setsockopt(zmq.RCVHWM, 10)
+        dealer.send(b"here I am")
+        assert server._router.poll(5000)
+        routing_id, _ = server._router.recv_multipart()
+        answers = [server.send(routing_id, [bytes(1 << 16)]) for _ in range(4 * HIGH_WATER)]
+        assert answers[0] is SendResult.SENT
+        assert answers[-1] is SendResult.AGAIN
     finally:
         server.close()
 

@@ -22,7 +22,7 @@ from hmx.trap import Arch, Kind, Outcome
 from hmx.vcpu_area import GuestSide
 from hv_node.argo.options import parse_options
 from hv_node.doors.personality import Personality
-from hv_node.doors.tables import INTEL, PERSONALITIES
+from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
 from hv_node.xsm import xsm_by_name
 from topologies.inline.loop import VirtualLoop
@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, seed: int, personality: Personality | None = None) -> None:
         options, _ = parse_options("on,mac-permissive")
-        core = Hypervisor(personality or PERSONALITIES["xen", Arch.X86_64], INTEL, options, xsm_by_name("dummy"))
+        core = Hypervisor(personality or PERSONALITIES["xen", Arch.X86_64], "intel", options, xsm_by_name("dummy"))
         self.machine = InlineMachine(core, random.Random(seed))
 
     async def guest(self, domid: int, vcpus: int = 1) -> Kernel:
@@ -65,18 +65,18 @@ def test_boot_finds_xen_and_its_own_id(seed: int) -> None:
 
     async def main(world: World) -> None:
         kernel = await world.guest(3)
-        assert kernel.probe.domid == 3 and kernel.probe.base == 0x4000_0000
-        assert kernel.probe.door.kind == Kind.VMCALL and kernel.virq_port > 0
+        assert [(seen.name, seen.where, seen.domid) for seen in kernel.probe.sightings] == [("xen", 0x4000_0000, 3)]
+        assert kernel.argo.door.kind == Kind.VMCALL and kernel.interrupts.virq_port > 0
 
     simulate(seed, main)
 
 
 def test_boot_says_that_there_is_no_hypervisor() -> None:
     """On a machine where CPUID is not intercepted nobody is found, and the message says so."""
-    bare = Personality("nobody", Arch.X86_64, ())
+    bare = Personality("nobody", Arch.X86_64, "", ())
 
     async def main(world: World) -> None:
-        with pytest.raises(BootError, match="no hypervisor"):
+        with pytest.raises(BootError, match="no hypervisor announces itself"):
             await world.guest(1)
 
     simulate(0, main, bare)

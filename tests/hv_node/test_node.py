@@ -1,4 +1,4 @@
-"""The hypervisor's process shell where it meets strangers: tokens, refusals (project handshake, contracts 2)."""
+"""The hypervisor's process shell where it meets guests: tokens, bounded turns (project handshake, contracts 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broker.frames import Lane
 from hmx.attach import Request, pack_request, unpack_reply
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.hvm import TURN
-from hv_node.node import ADMITS, REFUSALS_TOLD, SLICE_NS, Node
+from hv_node.node import SLICE_NS, Node
 
 TOKEN = bytes(range(16))
 
@@ -62,7 +62,8 @@ def link() -> Iterator[Link]:
 def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
     """A hypervisor with one domain, whose guest `app` was granted a token; its loop is turned by hand."""
     config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", "", "dummy",
+        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
+        "dummy",
         str(short_tmp_path / "attach"), 0, 0, (DomainConfig("app", 1, 1 << 20, 1),),
     )  # fmt: skip
     node = Node(config, cast(ZmqLink, link))
@@ -90,17 +91,6 @@ def test_a_wrong_token_uses_nothing_up(node: Node) -> None:
         assert unpack_reply(again.recv(4096)).refused
 
 
-def test_refusals_are_told_within_limits(node: Node, link: Link) -> None:
-    """Who is refused a hundred times in one beat makes a few lines, not a hundred."""
-    for _ in range(100):
-        ask(node, bytes(16), "nobody").close()
-    assert len(link.events("attach-refused")) == REFUSALS_TOLD
-    node._tick(0.0)
-    assert link.events("attach-refused")[-1] == [f"{100 - REFUSALS_TOLD} more"]
-    ask(node, bytes(16), "nobody").close()
-    assert len(link.events("attach-refused")) == REFUSALS_TOLD + 2
-
-
 def test_costly_frames_make_a_turn_of_fewer(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn is bounded in frames and in time: costly frames come one a turn, until they are cheap again."""
     hvm = node.core.hvm(1)
@@ -124,20 +114,3 @@ def test_costly_frames_make_a_turn_of_fewer(node: Node, monkeypatch: pytest.Monk
     for _ in range(8):
         node._turn()
     assert budgets == [TURN, 1, 2, 4, 8, 16, 32, 64, 64, 64]
-
-
-def test_newcomers_have_a_bounded_turn(node: Node) -> None:
-    """However many speak at once, one look at the descriptors serves a few of them."""
-    waiting = []
-    for _ in range(3 * ADMITS):
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.connect(node.config.attach_path)
-        node._poll(0)
-        waiting.append(connection)
-    for connection in waiting:
-        connection.send(b"x")
-    before = node._refusals
-    node._poll(0)
-    assert 0 < node._refusals - before <= ADMITS
-    for connection in waiting:
-        connection.close()

@@ -31,7 +31,8 @@ def link() -> Iterator[Link]:
 def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
     """A hypervisor with one domain, number 1, for guest `app`; its loop is turned by hand."""
     config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", "", "dummy",
+        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
+        "dummy",
         str(short_tmp_path / "attach"), 0, 0, (DomainConfig("app", 1, MIB, 1),),
     )  # fmt: skip
     made = Node(config, cast(ZmqLink, link))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 
 from hmx.trap import Arch, Kind
-from hv_node.doors.personality import ANY, Intercept, Otherwise, Personality, Row, SiliconRow, Trap, resolve
-from hv_node.doors.tables import CPUS, INTEL, PERSONALITIES, XEN_X86_64
+from hv_node.doors.personality import ANY, CPL, Intercept, Otherwise, Personality, Row, SiliconRow, Trap, resolve
+from hv_node.doors.silicon import CPUS, INTEL
+from hv_node.doors.tables import PERSONALITIES, XEN_X86_64
 
 CPU = (
-    SiliconRow(Kind.CPUID, 3, Otherwise.NATIVE, Otherwise.NATIVE, "-"),
-    SiliconRow(Kind.RDMSR, 0, Otherwise.GP, Otherwise.GP, "-"),
+    SiliconRow(Kind.CPUID, CPL, Otherwise.NATIVE, Otherwise.NATIVE, "-"),
+    SiliconRow(Kind.RDMSR, (0,), Otherwise.GP, Otherwise.GP, "-"),
 )
 
 
 def table(name: str, *rows: Row) -> Personality:
-    return Personality(name, Arch.X86_64, rows)
+    return Personality(name, Arch.X86_64, "", rows)
 
 
 def row(
@@ -168,7 +169,7 @@ NATIVE = [
     (Kind.OUT, 0, Otherwise.IGNORE),
     (Kind.LOAD, 3, Otherwise.ALL_ONES),
     (Kind.STORE, 3, Otherwise.IGNORE),
-    (Kind.HLT_WFI, 0, Otherwise.IGNORE),
+    (Kind.HLT_WFI, 0, Otherwise.NATIVE),
     (Kind.RDMSR, 1, Otherwise.GP),
     (Kind.WRMSR, 1, Otherwise.GP),
     (Kind.IN, 1, Otherwise.GP),

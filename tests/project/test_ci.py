@@ -88,7 +88,7 @@ def test_the_run_covers_what_it_promises() -> None:
     """.ci/run calls the README's commands and every long suite, and nothing that is not there yet."""
     script = (ROOT / ".ci" / "run").read_text()
     steps = [step.partition("#")[0].strip() for step in re.findall(r"^step (.*)$", script, re.MULTILINE)]
-    for target in ("quickstart", "test", "mutate", "test-long"):
+    for target in ("quickstart", "test", "mutate", "fuzz FUZZ_SECONDS=1", "test-long"):
         assert f"make {target}" in steps
     assert steps.count("make quickstart") == 2
     assert not any("bench" in step for step in steps)

@@ -68,6 +68,8 @@ def test_every_process_is_told_what_it_needs() -> None:
         personality="xen",
         arch="x86_64",
         cpu="intel",
+        doors=("hypercall",),
+        notifications=("virq",),
         argo_cmdline="1,mac-permissive=1",
         xsm="silo",
         attach_path="/run/s/0a1b2c3d/attach-0",

@@ -43,7 +43,7 @@ class _Sink:
     def __init__(self, bells: dict[int, int]) -> None:
         self._bells = bells
 
-    def raise_virq(self, domid: int, virq: int) -> None:  # noqa: ARG002
+    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:  # noqa: ARG002
         os.eventfd_write(self._bells[domid], 1)
 
     def post(self, domid: int, vcpu: int, entry: int) -> None:

@@ -26,7 +26,7 @@ from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
 from hv_node.argo.options import parse_options
 from hv_node.config import HypervisorConfig
-from hv_node.doors.tables import CPUS, PERSONALITIES
+from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
 from hv_node.xsm import xsm_by_name
 from topologies.agent.core import LabCore
@@ -206,8 +206,9 @@ class _Lab:
         options, _ = parse_options(config.argo_cmdline)
         personality = PERSONALITIES[config.personality, Arch[config.arch.upper()]]
         core = Hypervisor(
-            personality, CPUS[config.cpu], options, xsm_by_name(config.xsm),
+            personality, config.cpu, options, xsm_by_name(config.xsm),
             lambda code, *fields: self._tell(config.name, ["event", code, *fields]),
+            doors=config.doors, notifications=config.notifications,
         )  # fmt: skip
         machine = self._machines[config.name] = InlineMachine(
             core,
@@ -231,7 +232,8 @@ class _Lab:
         ending = Ending(0, "told to stop")
         try:
             memory, areas, bells = machine.attach(config.domid)
-            vcpus = [Vcpu(index, GuestSide(area), bells[index]) for index, area in enumerate(areas)]
+            arch = Arch[config.arch.upper()]
+            vcpus = [Vcpu(index, GuestSide(area, arch), bells[index]) for index, area in enumerate(areas)]
             files = DirectoryFiles(config.base_dir, config.output_dir)
             chance = generators(config.seed)
             world = World(lambda record: self._tell(config.name, record), lines.append, files, *chance)

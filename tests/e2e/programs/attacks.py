@@ -345,20 +345,22 @@ async def blocking(raw: Raw) -> None:
 
 
 async def closing(raw: Raw) -> None:
-    """Close everything that is shared but the attach connection, mappings included; others' frames go on."""
+    """Close everything that is shared but the attach connection: first what the hypervisor is about to ring, while it
+    has frames of this guest and this guest says that it sleeps; then the rest."""
     held = shared(raw)
     loop = asyncio.get_running_loop()
     for fd in held["bell"]:
         loop.remove_reader(fd)
-    await raw.burst([frame(40, 0)] * 64)
-    raw.set_word(Word.GUEST_ASLEEP, 1)
+        os.close(fd)
+    for _ in range(20):
+        raw.set_word(Word.GUEST_ASLEEP, 1)  # please ring: nobody hears it
+        await raw.burst([frame(40, 0)] * 64)
     raw.set_word(Word.SQ_TAIL, raw.word(Word.SQ_HEAD) + 64)
     raw.set_word(Word.CQ_HEAD, raw.word(Word.CQ_TAIL))
     raw.vcpu.ring()
-    for kind in ("eventfd", "bell", "memfd"):
+    for kind in ("eventfd", "memfd"):
         for fd in held[kind]:
             os.close(fd)
-    raw.guest.log("20 rounds")
 
 
 async def talking(raw: Raw) -> None:

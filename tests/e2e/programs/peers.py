@@ -8,15 +8,15 @@ from guest_node.guest import Guest
 from hmx.argo.abi import Address
 
 
-def outside(guest: Guest, name: str) -> int:
+def outside(guest: Guest, name: str, more: int = 0) -> int:
     """A file where the test looks, and which outlives the guest."""
-    return os.open(os.path.join(guest.arguments["directory"], name), os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(os.path.join(guest.arguments["directory"], name), os.O_RDWR | os.O_CREAT | more, 0o600)
 
 
 async def counts(guest: Guest) -> None:
     """Send a number every 20 ms to whoever `to` is now; write down each change of what comes of it, and the number."""
     last, number, sender = (0, ""), 0, await guest.argo.datagram()
-    log = outside(guest, "seen-" + guest.name)
+    log = outside(guest, "seen-" + guest.name, os.O_APPEND)  # a later life goes on where the last one ended
     beats = outside(guest, "sent-" + guest.name)
     while True:
         domid = guest.peers[guest.arguments["to"]]
@@ -47,6 +47,21 @@ async def fails_twice(guest: Guest) -> None:
     if os.fstat(lives).st_size < 3:
         raise ValueError("not yet")
     guest.result(lives=3)
+
+
+async def second_life(guest: Guest) -> None:
+    """Live on in the first life, even without a hypervisor; be through at once in the second."""
+    lives = outside(guest, "lives-" + guest.name)
+    os.lseek(lives, 0, os.SEEK_END)
+    os.write(lives, b"x")
+    if os.fstat(lives).st_size < 2:
+        guest.log("first life")
+        while True:
+            try:
+                await asyncio.sleep(1e6)
+            except asyncio.CancelledError:
+                pass
+    guest.result(domid=guest.domid, peers=dict(guest.peers))
 
 
 async def closes(guest: Guest) -> None:

@@ -1,0 +1,126 @@
+"""What interrupts a domain for Argo, beside event channels: a line, a vector per vCPU, a vector of the ring's own.
+
+Pure state of one domain: which posts a message in a ring, or room in a peer's ring, turns into.  The owner makes the
+posts.  Experimental (hmx/notify.py); MSI decode follows hv_node/interrupts/msi.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hmx.cpu.apic_regs import x2apic_address
+from hmx.errno import Errno
+from hmx.memory import FAULT, GuestMemory
+from hmx.notify import FIRST_VECTOR, LINE_INTID, LINE_IRQ, MODES, REGISTER_RING_EX, Mode, NotifyOp
+from hmx.trap import Arch
+from hmx.vcpu_area import Post, post_entry
+from hv_node.interrupts import msi
+
+Target = tuple[int, int]  # vCPU, entry to post
+SPI_FIRST: Final = 32
+SPI_LAST: Final = 1019
+V2M_FRAME: Final = 0x0802_0000  # where an Arm guest's MSI frame lies
+V2M_DOORBELL: Final = V2M_FRAME + 0x40  # MSI_SETSPI_NS
+
+
+@dataclass(slots=True)
+class Notification:
+    """One domain's choice.  `vcpus` is how many it has; APIC ids are vCPU indexes."""
+
+    arch: Arch
+    vcpus: int
+    offered: Sequence[str]
+    mode: Mode = Mode.VIRQ
+    per_vcpu: dict[int, int] = field(default_factory=dict)  # vector or INTID
+    of_ring: dict[tuple[int, int], Target] = field(default_factory=dict)  # by (port, partner)
+    home: dict[tuple[int, int], int] = field(default_factory=dict)  # the vCPU that registered the ring
+
+    def set_notification(self, mode: int, vcpu: int, vector: int) -> int:
+        """SET_NOTIFICATION.  -EOPNOTSUPP: not offered; -EINVAL: no such mode, vCPU, or no vector that may be used."""
+        row = next((row for row in MODES if row.mode == mode and row.operation is NotifyOp.SET_NOTIFICATION), None)
+        if row is None or vcpu >= self.vcpus:
+            return -Errno.EINVAL
+        if row.name not in self.offered and row.mode is not Mode.VIRQ:
+            return -Errno.EOPNOTSUPP
+        if row.mode is Mode.VECTOR_PER_CPU:
+            if not self._usable(vector):
+                return -Errno.EINVAL
+            self.per_vcpu[vcpu] = vector
+        self.mode = Mode(mode)
+        return 0
+
+    def _usable(self, number: int) -> bool:
+        if self.arch is Arch.AARCH64:
+            return 16 <= number <= SPI_LAST
+        return FIRST_VECTOR <= number <= 255
+
+    def own_target(self, address: int, data: int) -> Target | int:
+        """Whom a ring's own interrupt reaches, or -EINVAL: no MSI, a vector below 16, no vCPU of this domain."""
+        if self.arch is Arch.AARCH64:
+            if address != V2M_DOORBELL or not SPI_FIRST <= data <= SPI_LAST:
+                return -Errno.EINVAL
+            return 0, data
+        message = msi.decode(address, data, extended=True)
+        if isinstance(message, int):
+            return message
+        found = msi.inject(message, [x2apic_address(index) for index in range(self.vcpus)])
+        if isinstance(found, int):
+            return found
+        if not found:
+            return -Errno.EINVAL
+        return found[0], post_entry(Post.VECTOR, message.vector)
+
+    def register(
+        self, memory: GuestMemory, ctx: int, a1: int, vcpu: int, register: Callable[[], int]
+    ) -> int:
+        """REGISTER_RING_EX: check the interrupt, then `register()` the ring; the interrupt counts if that succeeds."""
+        if not any(row.name in self.offered for row in MODES if row.own_vectors):
+            return -Errno.EOPNOTSUPP
+        fields = memory.unpack(REGISTER_RING_EX, ctx, a1)
+        if fields is FAULT:
+            return -Errno.EFAULT
+        port, partner, _, _, flags, address, data, pad = fields
+        if flags or pad:
+            return -Errno.EINVAL
+        target = self.own_target(address, data)
+        if isinstance(target, int):
+            return target
+        ret = register()
+        if not ret:
+            self.of_ring[port, partner] = target
+            self.home[port, partner] = vcpu
+        return ret
+
+    def registered(self, port: int, partner: int, vcpu: int) -> None:
+        """A plain register_ring succeeded: the ring has no interrupt of its own (any more)."""
+        self.of_ring.pop((port, partner), None)
+        self.home[port, partner] = vcpu
+
+    def unregistered(self, port: int, partner: int) -> None:
+        """The ring is gone."""
+        self.of_ring.pop((port, partner), None)
+        self.home.pop((port, partner), None)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything else than VIRQ_ARGO has been asked for."""
+        return self.mode is not Mode.VIRQ or bool(self.of_ring)
+
+    def target(self, ring: tuple[int, int] | None) -> Target | None:
+        """The post for a message in `ring` ((port, partner); None: for room in a peer's ring).
+
+        None: event channels serve it, or nothing does.
+        """
+        if ring is not None and (own := self.of_ring.get(ring)) is not None:
+            return own
+        match self.mode:
+            case Mode.LINE:
+                return (0, LINE_INTID) if self.arch is Arch.AARCH64 else (0, post_entry(Post.EXTINT, LINE_IRQ))
+            case Mode.VECTOR_PER_CPU if self.per_vcpu:
+                home = self.home.get(ring, 0) if ring is not None else 0
+                vcpu = home if home in self.per_vcpu else min(self.per_vcpu)
+                number = self.per_vcpu[vcpu]
+                return vcpu, number if self.arch is Arch.AARCH64 else post_entry(Post.VECTOR, number)
+        return None
