@@ -125,7 +125,9 @@ async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> End
     ram = attachment.ram
     arch = Arch[config.arch.upper()]
     memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
-    vcpus = [Vcpu(index, GuestSide(attachment.area(index), arch), bells) for index, bells in enumerate(attachment.bells)]
+    vcpus = [
+        Vcpu(index, GuestSide(attachment.area(index), arch), bells) for index, bells in enumerate(attachment.bells)
+    ]
     files = DirectoryFiles(config.base_dir, config.output_dir)
     gone: asyncio.Future[BaseException] = shell.loop.create_future()
     world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed), gone)

@@ -71,5 +71,4 @@ MODES: Final = (
 MODE_OF: Final = {row.name: row for row in MODES}
 
 LINE_IRQ: Final = 7  # ISA: uXen's one interrupt for all rings
-LINE_INTID: Final = 39  # the same on Arm: SPI 7
 FIRST_VECTOR: Final = 32  # below are the processor's exceptions

@@ -8,6 +8,7 @@ from typing import Final
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hv_node.domain import Domain
 from hv_node.interrupts.evtchn import EventChannels
+from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
 
 
@@ -70,6 +71,7 @@ class Hvm:
     vcpus: list[Vcpu] = field(default_factory=list)
     counters: ArchCounters = field(default_factory=ArchCounters)
     shared_info: int | None = None  # guest physical address of the page, once the guest placed it
+    gic: Gic | None = None  # on Arm
     msrs: dict[int, int] = field(default_factory=dict)  # synthetic MSRs that keep what is written to them
     routes: dict[int, tuple[Vcpu, int, int]] = field(default_factory=dict)  # virq -> (vcpu, entry, port)
 

@@ -11,48 +11,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from hmx.argo.abi import UNREGISTER_RING, Op
-from hmx.doors import CALL_INSTRUCTIONS, Convention, convention
-from hmx.errno import Errno
-from hmx.memory import FAULT, GuestMemory
-from hmx.notify import MODES, NotifyOp
+from hmx.argo.abi import Op
+from hmx.memory import GuestMemory
+from hmx.shm import words64
 from hmx.trap import (
     CALL,
     FRAME_SIZE,
-    KNOWN_FLAGS,
-    MAX_REGS,
     RESULT,
     Arch,
     FrameFlag,
-    Kind,
     Outcome,
-    Vector,
-    X86Reg,
-    int32,
 )
-from hmx.vcpu_area import CQ_ENTRIES, CQ_OFFSET, SQ_ENTRIES, SQ_OFFSET, HypervisorSide
+from hmx.vcpu_area import CQ_ENTRIES, CQ_OFFSET, SQ_ENTRIES, SQ_OFFSET, HypervisorSide, Post, post_entry
 from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
 from hv_node.argo.core import Argo
 from hv_node.argo.model import Ring
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
-from hv_node.doors.handlers import HANDLERS, Call
-from hv_node.doors.hypercalls import HYPERCALLS
-from hv_node.doors.leaves import native_leaf
-from hv_node.doors.personality import Otherwise, Personality, Resolution, Trap, resolve
-from hv_node.doors.silicon import CPUS
-from hv_node.doors.tables import has_own_call, with_doors
+from hv_node.doors.executor import ZERO_EXTENDED, Executor
+from hv_node.doors.personality import Personality
 from hv_node.effects import PENDING
 from hv_node.hvm import TURN, AsyncCall, Hvm, Vcpu
 from hv_node.interrupts.evtchn import EventChannels
+from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
 from hv_node.xsm import Xsm
 
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _LINK: Final = int(FrameFlag.LINK)
-_ASYNC: Final = int(FrameFlag.ASYNC)
-_WIDTH32: Final = int(FrameFlag.WIDTH32)
 _DONE: Final = int(Outcome.DONE)
 _CANCELED: Final = int(Outcome.CANCELED)
 # The two words of a CALL frame's head, for an Argo call that is nothing special: kind and flags; register count.
@@ -62,23 +49,6 @@ _CALL_REGS: Final = 9
 _ARGO_OP: Final = int(Hypercall.ARGO_OP)
 _SENDV: Final = int(Op.SENDV)
 _NOTIFY: Final = int(Op.NOTIFY)
-_IMMEDIATE: Final = frozenset({Kind.HVC, Kind.SMC})
-_SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HLT_WFI})
-# Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
-_ZERO_EXTENDED: Final = frozenset(
-    -code for code in (Errno.EAGAIN, Errno.ECONNREFUSED, Errno.EMSGSIZE, Errno.ENODEV, Errno.EBUSY)
-)
-
-
-_OPCODES: Final = {Kind.VMCALL: b"\x0f\x01\xc1", Kind.VMMCALL: b"\x0f\x01\xd9"}
-
-
-def _own_call(personality: Personality, doors: Sequence[str]) -> Convention | None:
-    """The convention of the hypervisor's own call instruction, if Argo is offered by it."""
-    door = "hvc" if personality.arch is Arch.AARCH64 else "hypercall"
-    if door not in doors or not has_own_call(personality, door):
-        return None
-    return convention(door, personality.arch, speaks=personality.abi)
 
 
 class Hypervisor:
@@ -100,27 +70,15 @@ class Hypervisor:
         not raise.
         """
         self.personality = personality
-        self.cpu_name = cpu
-        self.notifications = tuple(notifications)
+        self._notifications = tuple(notifications)
         self.domains = DomainTable()
         self.argo = Argo(self.domains, xsm, self, options)
         self.bells: dict[Vcpu, None] = {}
-        self.call_instruction = next((_OPCODES[row.kind] for row in CALL_INSTRUCTIONS if row.cpu == cpu), b"")
-        self.own_call = _own_call(personality, doors)
-        self._offered = with_doors(personality, doors)
-        self._silicon = CPUS[cpu]
+        self._executor = Executor(personality, cpu, self.argo, self.post, doors, notifications)
         self._on_event = on_event
         self._hvms: dict[int, Hvm] = {}
-        self._resolved: dict[tuple[int, int, int], Resolution] = {}
-        self._quick_kind = self._kind_of_quick_calls()
-
-    def _kind_of_quick_calls(self) -> int:
-        """The frame kind that is Xen's hypercall on a 64-bit x86 machine, if Argo is offered by it."""
-        if self.own_call is not None and self.own_call.arch is Arch.X86_64 and self.own_call.speaks == "xen":
-            for kind in (Kind.VMCALL, Kind.VMMCALL):
-                if self._resolve(kind, 0, 0).handler in ("hypercall", "viridian-call"):
-                    return int(kind)
-        return _NO_KIND
+        kind = self._executor.kind_of_xen_call()
+        self._quick_kind = _NO_KIND if kind is None else int(kind)
 
     # -- domains ----
 
@@ -136,13 +94,30 @@ class Hypervisor:
         """Create a domain with its memory and one zeroed vCPU area per vCPU.  ValueError for a domid in use."""
         domain = Domain(domid, memory, is_control=is_control, name=name)
         self.domains.create(domain)
-        notification = Notification(self.personality.arch, len(areas), self.notifications)
+        notification = Notification(self.personality.arch, len(areas), self._notifications)
         hvm = Hvm(domain, EventChannels(len(areas)), notification)
         arch = self.personality.arch
         hvm.vcpus.extend(Vcpu(hvm, index, HypervisorSide(area, arch)) for index, area in enumerate(areas))
+        if arch is Arch.AARCH64:
+            hvm.gic = self._gic(hvm)
         self._hvms[domid] = hvm
         self.argo.domain_init(domain)
         return hvm
+
+    def _gic(self, hvm: Hvm) -> Gic:
+        memory = hvm.domain.memory
+
+        def post(index: int, register: int) -> None:
+            vcpu = hvm.vcpus[index]
+            hvm.counters.interrupts_posted += vcpu.area.post(post_entry(Post.LR, register))
+            if vcpu.area.guest_sleeps():
+                self.bells[vcpu] = None
+
+        def read(address: int, size: int) -> bytes | None:
+            found = memory.read(0, address, size)
+            return None if found is None else bytes(found)
+
+        return Gic([words64(vcpu.area.buffer) for vcpu in hvm.vcpus], post, read)
 
     def kill_domain(self, domid: int) -> None:
         """The domain starts dying: its Argo state goes, its id still resolves.  Nothing happens twice."""
@@ -173,6 +148,8 @@ class Hypervisor:
         area = vcpu.area
         if area.backlog and area.repost() and area.guest_sleeps():
             self.bells[vcpu] = None
+        if vcpu.hvm.gic is not None:
+            vcpu.hvm.gic.distributor.fold(vcpu.index)
         count = area.submitted()
         if not count or vcpu.blocked is not None:
             return 0
@@ -209,7 +186,7 @@ class Hypervisor:
             if number != _ARGO_OP or shape != _CALL_REGS:
                 break
             cmd &= _M32
-            if (what != alone and (what != linked or not chain)) or not _SENDV <= cmd <= _NOTIFY:
+            if (what != alone and (what != linked or not chain)) or (cmd != _SENDV and cmd != _NOTIFY):
                 break
             done += 1
             head = (head + 1) & _M32
@@ -224,7 +201,7 @@ class Hypervisor:
                     copied += ret
             else:
                 chain = False
-                ret &= _M32 if cmd == _SENDV and ret in _ZERO_EXTENDED else _M64
+                ret &= _M32 if cmd == _SENDV and ret in ZERO_EXTENDED else _M64
             pack(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
             tail = (tail + 1) & _M32
         if done:
@@ -257,177 +234,7 @@ class Hypervisor:
         else:
             vcpu.linked_to = None
         vcpu.hvm.counters.exits += 1
-        self._execute(vcpu, head, regs)
-
-    def _execute(self, vcpu: Vcpu, head: tuple[int, ...], regs: tuple[int, ...]) -> None:
-        """Any frame: decode defensively, resolve it against the personality, answer architecturally."""
-        seq, kind, flags, privilege, size, imm, nregs, level, zero, address, ctx = head
-        selector = imm if kind in _IMMEDIATE else 0 if kind in _SELECTORLESS else address
-        slots = regs + (0,) * (MAX_REGS - len(regs))
-        call = Call(vcpu, seq, kind, flags, privilege, size, selector, ctx, slots)
-        if flags & ~KNOWN_FLAGS or zero or level or nregs > MAX_REGS:
-            self._undefined(call)
-            return
-        resolution = self._resolve(kind, selector, privilege)
-        handler = HANDLERS.get(resolution.handler)
-        if handler is None:
-            self._otherwise(call, resolution.otherwise)
-        else:
-            handler(self, call)
-
-    def _resolve(self, kind: int, selector: int, privilege: int) -> Resolution:
-        if kind not in _SELECTORLESS:
-            return resolve(Trap(kind, selector, privilege), (self._offered,), self._silicon)
-        key = (kind, selector, privilege)
-        found = self._resolved.get(key)
-        if found is None:
-            found = self._resolved[key] = resolve(Trap(kind, 0, privilege), (self._offered,), self._silicon)
-        return found
-
-    # -- what handlers call ----
-
-    def hypercall(self, call: Call, number: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        """A native Xen hypercall from kernel mode.  The 64-bit result, or PENDING."""
-        if number == Hypercall.ARGO_OP and self.own_call is not None:
-            return self.argo_op(call, cmd, a1, a2, a3, a4)
-        hvm = call.vcpu.hvm
-        hvm.counters.hypercalls += 1
-        handler = HYPERCALLS.get(number)
-        return (-Errno.ENOSYS if handler is None else handler(self, hvm, cmd, a1, call.ctx)) & _M64
-
-    def hypercall32(self, call: Call, number: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        """A Xen hypercall with 32-bit registers: number eax, arguments ebx ecx edx esi edi."""
-        if number != Hypercall.ARGO_OP or self.own_call is None:
-            return self.hypercall(call, number, cmd, a1, a2, a3, a4) & _M32
-        counters = call.vcpu.hvm.counters
-        counters.hypercalls += 1
-        counters.argo_ops += 1
-        ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
-        if ret is PENDING:
-            return ret
-        if cmd == Op.SENDV and ret >= 0:
-            counters.messages += 1
-            counters.bytes_copied += ret
-        return ret & _M32
-
-    def argo_op(self, call: Call, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        """argo_op of a 64-bit caller in kernel mode, by whatever door.  The 64-bit result, or PENDING."""
-        hvm = call.vcpu.hvm
-        counters = hvm.counters
-        counters.hypercalls += 1
-        counters.argo_ops += 1
-        if cmd not in (Op.SENDV, Op.NOTIFY):
-            return self._ring_op(call, hvm, cmd, a1, a2, a3, a4) & _M64
-        ret = self.argo.op(hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
-        if ret is PENDING:
-            return ret
-        if cmd == Op.SENDV:
-            if ret >= 0:
-                counters.messages += 1
-                counters.bytes_copied += ret
-            elif ret in _ZERO_EXTENDED:
-                return ret & _M32
-        return ret & _M64
-
-    def _ring_op(self, call: Call, hvm: Hvm, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        """An operation that may change which interrupt a ring has."""
-        domain, chosen, ctx = hvm.domain, hvm.notification, call.ctx
-
-        def argo(operation: int) -> int:
-            return self.argo.op(domain, operation, a1, a2, a3, a4, self._token(call), ctx)
-
-        match cmd:
-            case NotifyOp.REGISTER_RING_EX:
-                index = call.vcpu.index
-                return chosen.register(domain.memory, ctx, a1, index, lambda: argo(Op.REGISTER_RING))
-            case NotifyOp.SET_NOTIFICATION:
-                return chosen.set_notification(a1, a2, a3)
-        key = domain.memory.unpack(UNREGISTER_RING, ctx, a1)
-        ret = argo(cmd)
-        if key is not FAULT and not ret:
-            if cmd == Op.REGISTER_RING:
-                chosen.registered(key[0], key[1], call.vcpu.index)
-            elif cmd == Op.UNREGISTER_RING:
-                chosen.unregistered(key[0], key[1])
-        return ret
-
-    def mode_features(self) -> int:
-        """The notification modes as bits of a door's features."""
-        return sum(row.feature for row in MODES if row.name in self.notifications)
-
-    def v4v_call(self, call: Call, op: int, *arguments: int) -> int:  # noqa: ARG002
-        """A v4v operation: a hypervisor built without v4v answers -ENOSYS."""
-        return -Errno.ENOSYS & _M64
-
-    def _token(self, call: Call) -> Vcpu | AsyncCall:
-        """What an operation that stays pending is completed with."""
-        vcpu = call.vcpu
-        if not call.flags & _ASYNC:
-            return vcpu
-        vcpu.token = AsyncCall(vcpu, call.seq)
-        return vcpu.token
-
-    def answer(self, call: Call, ret: int) -> None:
-        """End a call with `ret` in the result register; a PENDING one ends later."""
-        vcpu = call.vcpu
-        if ret is PENDING:
-            if call.flags & _ASYNC:
-                vcpu.linked_to = vcpu.token
-                vcpu.deferred += 1
-            else:
-                vcpu.seq = vcpu.blocked = call.seq
-            return
-        vcpu.chain = int32(ret) >= 0
-        vcpu.area.complete(call.seq, _DONE, (ret & _M64,))
-
-    def done(self, call: Call, regs: tuple[int, ...]) -> None:
-        """The instruction was executed; `regs` are the first registers after it."""
-        call.vcpu.chain = True
-        call.vcpu.area.complete(call.seq, _DONE, regs)
-
-    def fault(self, call: Call, vector: int) -> None:
-        """The instruction ended in an exception."""
-        call.vcpu.chain = False
-        call.vcpu.area.complete(call.seq, Outcome.FAULT, (), vector)
-
-    def absent(self, call: Call) -> None:
-        """One of our doors was knocked at in a way it does not know: what its hypervisor does without it."""
-        trap = Trap(call.kind, call.selector, call.privilege)
-        resolution = resolve(trap, (self.personality,), self._silicon)
-        handler = HANDLERS.get(resolution.handler)
-        if handler is None or resolution.handler == "v4v-cpuid":
-            self._otherwise(call, resolution.otherwise)
-        else:
-            handler(self, call)
-
-    def all_ones(self, call: Call) -> None:
-        """A read that no device answers; one of less than 32 bits replaces part of the register only."""
-        ones = (1 << 8 * min(call.size, 8)) - 1
-        self.done(call, (ones if call.size >= 4 else call.slots[X86Reg.RAX] | ones,))
-
-    def _undefined(self, call: Call) -> None:
-        self.fault(call, Vector.UD if self.personality.arch is Arch.X86_64 else 0)
-
-    def _otherwise(self, call: Call, otherwise: Otherwise) -> None:
-        match otherwise:
-            case Otherwise.UD | Otherwise.UNDEF:
-                self._undefined(call)
-            case Otherwise.GP:
-                self.fault(call, Vector.GP)
-            case Otherwise.IGNORE:
-                call.vcpu.chain = True
-                call.vcpu.area.complete(call.seq, Outcome.IGNORED)
-            case Otherwise.ALL_ONES:
-                self.all_ones(call)
-            case Otherwise.ENOSYS:
-                self.done(call, (-Errno.ENOSYS & _M64,))
-            case Otherwise.MINUS_ONE:
-                self.done(call, (_M64,))
-            case Otherwise.ZERO:
-                self.done(call, (0, 0, 0, 0))
-            case Otherwise.NATIVE:
-                leaf = call.kind == Kind.CPUID
-                self.done(call, native_leaf(self.cpu_name, call.selector & _M32) if leaf else call.slots[:1])
+        self._executor.execute(vcpu, head, regs)
 
     # -- the sink of the Argo core ----
 
@@ -454,11 +261,19 @@ class Hypervisor:
             counters.interrupts_coalesced += 1
             return
         counters.interrupts_posted += 1
-        if not self._masked(hvm, port) and vcpu.area.guest_sleeps():
+        # The mask is read after the fence in guest_sleeps: a guest that unmasks and sleeps sees the post, or is rung.
+        if vcpu.area.guest_sleeps() and not self._masked(hvm, port):
             self.bells[vcpu] = None
 
     def _interrupt(self, hvm: Hvm, index: int, entry: int) -> None:
-        """Post an interrupt that needs no event channel."""
+        """Post an interrupt that needs no event channel: to a local APIC, or through the distributor."""
+        if hvm.gic is not None:
+            before = hvm.counters.interrupts_posted
+            if not hvm.gic.distributor.pulse(entry, index):
+                hvm.counters.interrupts_dropped += 1
+            elif hvm.counters.interrupts_posted == before:
+                hvm.counters.interrupts_coalesced += 1
+            return
         vcpu = hvm.vcpus[index]
         if not vcpu.area.post(entry):
             hvm.counters.interrupts_coalesced += 1

@@ -8,7 +8,7 @@ page, larger ones in pages of their own that are kept for reuse.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from guest_node.kernel.frames import door_trap
@@ -68,7 +68,7 @@ class Argo:
         self.memory = memory
         self.domid = domid
         # (address, data) of the interrupt that the next ring is to have for itself; None: rings have none.
-        self.ring_interrupt: Callable[[], tuple[int, int]] | None = None
+        self.ring_interrupt: Callable[[], Awaitable[tuple[int, int]]] | None = None
         self._ram = memory.buffer
         self.door = door
         self._slots: list[_Slot] = []
@@ -90,7 +90,7 @@ class Argo:
                 abi.REGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len)
             else:
                 operation = NotifyOp.REGISTER_RING_EX
-                message = self.ring_interrupt()
+                message = await self.ring_interrupt()
                 REGISTER_RING_EX.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len, 0, *message, 0)
             return await self.call(operation, slot.address, gfns * PAGE_SIZE, count, flags)
         finally:

@@ -14,12 +14,18 @@ from guest_node.kernel.interrupts import Interrupts, NoInterrupts
 from guest_node.kernel.probe import Probe, probe
 from guest_node.vcpu import Vcpu
 from hmx import xen
+from hmx.cpu.gic import VirtualCpuInterface
 from hmx.cpu.lapic import LocalApic
+from hmx.shm import words64
 from hmx.trap import Arch
 
 
 class BootError(Exception):
-    """The guest cannot run here; the message says what it looked for and what it found."""
+    """The guest cannot run here; the message says what it looked for and what it found, `probe` all of it."""
+
+    def __init__(self, words: str, probe: Probe) -> None:
+        super().__init__(words)
+        self.probe = probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +59,20 @@ async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView, machine: Machine 
     """Probe, choose the door, have VIRQ_ARGO or what stands for it delivered.  BootError when there is no way."""
     found = await probe(vcpus[0], machine.arch, machine.door)
     if found.door is None:
-        raise BootError(_no_door(found))
+        raise BootError(_no_door(found), found)
     if machine.arch is Arch.X86_64 and machine.apic:
         for vcpu in vcpus:
             vcpu.attach_apic(LocalApic(vcpu.index))
+    elif machine.arch is Arch.AARCH64:
+        for vcpu in vcpus:
+            vcpu.attach_gic(VirtualCpuInterface(words64(vcpu.area.buffer)))
     domid = next((each for each in (found.domid, machine.domid) if each is not None), xen.DOMID_SELF)
     argo = Argo(vcpus[0], memory, found.door, domid)
     interrupts = Interrupts(tuple(vcpus), argo, found)
     try:
         await interrupts.choose(machine.notification)
     except NoInterrupts as error:
-        raise BootError(str(error)) from None
+        raise BootError(str(error), found) from None
     return Kernel(tuple(vcpus), memory, found, argo, interrupts)
 
 

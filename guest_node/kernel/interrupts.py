@@ -1,4 +1,4 @@
-"""How a guest's kernel has itself interrupted for Argo: event channels, a line, or vectors of its local APICs.
+"""How a guest's kernel has itself interrupted for Argo: event channels, a line, or interrupts of its own.
 
 The mode is what the topology asks for, or the best that the hypervisor offers.  Whatever it is, the effect is the same:
 the drivers' handler runs at an interruption point of a vCPU.  Modes: hmx/notify.py; event channels: Xen
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from guest_node.kernel.argo import Argo, hypercall_trap
+from guest_node.kernel.controllers import PRIORITY_VECTORS, Apics, Controller, GicDriver
 from guest_node.kernel.probe import Probe
 from guest_node.vcpu import Vcpu
 from hmx import xen
@@ -18,15 +19,11 @@ from hmx.cpu.evtchn import EventChannelPage
 from hmx.doors import Convention
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
-from hmx.notify import LINE_IRQ, MODE_OF, Mode, ModeRow, NotifyOp
+from hmx.notify import MODE_OF, Mode, ModeRow, NotifyOp
 from hmx.trap import Outcome, int32
 from hmx.xen import EvtchnOp, Hypercall
 
 BY_PREFERENCE: Final = ("vector-per-cpu", "vector-per-ring", "vectors-by-priority", "line")
-VECTOR_PER_CPU: Final = 0xD0
-RING_VECTORS: Final = range(0x40, 0xC0)
-PRIORITY_VECTORS: Final = (0x41, 0x51, 0x61, 0x71)  # classes 4 to 7: a ring in a higher class is served first
-MSI_BASE: Final = 0xFEE0_0000
 
 
 class NoInterrupts(Exception):
@@ -43,6 +40,7 @@ class Interrupts:
         self.said = ""  # why the mode is another than was asked for
         self.page: EventChannelPage | None = None
         self.virq_port = 0
+        self.controller: Controller = Apics() if vcpus[0].gic is None else GicDriver(vcpus[0])
         self._probe = probe
         self._rings = 0
 
@@ -51,22 +49,21 @@ class Interrupts:
         if wanted == "auto":
             wanted = self._best()
         row = MODE_OF[wanted]
-        if row.name not in ("virq", "line") and not self._has_apics():
+        if row.name not in ("virq", "line") and not self._has_controllers():
             self.said = f"{wanted} needs a local APIC, and this guest has none: it uses the line instead"
             row = MODE_OF["line"]
         self.mode = row.name
         if row.mode is Mode.VIRQ:
             await self._bind_virq()
         elif row.mode is Mode.LINE:
-            self.vcpus[0].on_line(LINE_IRQ, self.argo.virq)
-            await self._set(row, 0, LINE_IRQ)
+            await self.controller.take_line(self.vcpus[0], self.argo.virq)
+            await self._set(row, 0, self.controller.line)
         else:
-            # Rings with vectors of their own share this one for room in their peers' rings.
-            for vcpu in self.vcpus:
-                vcpu.on_vector(VECTOR_PER_CPU, self.argo.virq)
+            # Rings with interrupts of their own share this one for room in their peers' rings.
             per_cpu = MODE_OF["vector-per-cpu"]
             for vcpu in self.vcpus if row is per_cpu else self.vcpus[:1]:
-                await self._set(per_cpu, vcpu.index, VECTOR_PER_CPU)
+                await self.controller.take_per_cpu(vcpu, self.argo.virq)
+                await self._set(per_cpu, vcpu.index, self.controller.per_cpu)
             if row.own_vectors:
                 self.argo.ring_interrupt = self._of_next_ring
 
@@ -75,12 +72,12 @@ class Interrupts:
             return "virq"
         features = self._probe.features()
         for name in BY_PREFERENCE:
-            if features & MODE_OF[name].feature and (name == "line" or self._has_apics()):
+            if features & MODE_OF[name].feature and (name == "line" or self._has_controllers()):
                 return name
         raise NoInterrupts("no hypervisor with event channels, and the door offers no other notification")
 
-    def _has_apics(self) -> bool:
-        return all(vcpu.apic is not None for vcpu in self.vcpus)
+    def _has_controllers(self) -> bool:
+        return all(vcpu.apic is not None or vcpu.gic is not None for vcpu in self.vcpus)
 
     async def _set(self, row: ModeRow, vcpu: int, number: int) -> None:
         assert row.mode is not None
@@ -88,17 +85,12 @@ class Interrupts:
         if ret < 0:
             raise NoInterrupts(f"the hypervisor refuses notification {row.name!r}: {errno_name(ret)}")
 
-    def _of_next_ring(self) -> tuple[int, int]:
-        """(address, data) of the interrupt of the ring that is registered next."""
+    async def _of_next_ring(self) -> tuple[int, int]:
+        """(address, data) of the interrupt of the ring that is registered next: vCPUs in turn, then numbers."""
         index, self._rings = self._rings, self._rings + 1
-        if self.mode == "vectors-by-priority":
-            vcpu = self.vcpus[index // len(PRIORITY_VECTORS) % len(self.vcpus)]
-            vector = PRIORITY_VECTORS[index % len(PRIORITY_VECTORS)]
-        else:
-            vcpu = self.vcpus[index % len(self.vcpus)]
-            vector = RING_VECTORS[index // len(self.vcpus) % len(RING_VECTORS)]
-        vcpu.on_vector(vector, self.argo.virq)
-        return MSI_BASE | vcpu.index << 12, vector
+        urgent = self.mode == "vectors-by-priority"
+        vcpu = self.vcpus[index // len(PRIORITY_VECTORS) % len(self.vcpus) if urgent else index % len(self.vcpus)]
+        return await self.controller.message(vcpu, index, urgent, self.argo.virq)
 
     # -- event channels ----
 

@@ -1,7 +1,7 @@
 """What the handlers named in the personalities do with a call: Xen's own, other hypervisors', and the doors of ours.
 
-Each takes the hypervisor and one decoded instruction and answers it through the hypervisor.  Sources are cited per
-function; what is ours is experimental (hmx/doors.py).
+Each takes the executor of its hypervisor and one decoded instruction, and answers it through the executor.  Sources
+are cited per function; what is ours is experimental (hmx/doors.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hv_node.doors.leaves import leaf_of
 from hv_node.hvm import Vcpu
 
 if TYPE_CHECKING:
-    from hv_node.hypervisor import Hypervisor
+    from hv_node.doors.executor import Executor
 
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -53,17 +53,17 @@ class Call(NamedTuple):
     slots: tuple[int, ...]
 
 
-Handler = Callable[["Hypervisor", Call], None]
+Handler = Callable[["Executor", Call], None]
 
 
-def _is_kernel(hv: Hypervisor, call: Call) -> bool:
+def _is_kernel(hv: Executor, call: Call) -> bool:
     return call.privilege == (1 if hv.personality.arch is Arch.AARCH64 else 0)
 
 
 # ---- Xen ----
 
 
-def xen_call(hv: Hypervisor, call: Call) -> None:
+def xen_call(hv: Executor, call: Call) -> None:
     """Xen's hypercall: VMCALL exits at any CPL, so the privilege is Xen's own check (arch/x86/hvm/hypercall.c)."""
     slots = call.slots
     if not _is_kernel(hv, call):
@@ -76,7 +76,7 @@ def xen_call(hv: Hypervisor, call: Call) -> None:
         hv.answer(call, hv.hypercall(call, slots[0], slots[5] & _M32, slots[4], slots[3], slots[8], slots[6]))
 
 
-def viridian_call(hv: Hypervisor, call: Call) -> None:
+def viridian_call(hv: Executor, call: Call) -> None:
     """Xen with Hyper-V's interface: bit 31 of eax says whose call it is (Xen arch/x86/hvm/viridian)."""
     if call.slots[X86Reg.RAX] & _VIRIDIAN and _is_kernel(hv, call):
         hv.answer(call, _HV_INVALID_CODE)
@@ -84,7 +84,7 @@ def viridian_call(hv: Hypervisor, call: Call) -> None:
         xen_call(hv, call)
 
 
-def write_hypercall_page(hv: Hypervisor, call: Call) -> None:
+def write_hypercall_page(hv: Executor, call: Call) -> None:
     """WRMSR of the MSR that leaf +2 names: address and page index; there is one page (Xen arch/x86/msr.c)."""
     address = call.slots[X86Reg.RDX] << 32 | call.slots[X86Reg.RAX] & _M32
     page = hypercall_page(hv.call_instruction)
@@ -94,18 +94,18 @@ def write_hypercall_page(hv: Hypervisor, call: Call) -> None:
         hv.done(call, ())
 
 
-def cpuid(hv: Hypervisor, call: Call) -> None:
+def cpuid(hv: Executor, call: Call) -> None:
     """CPUID, at any CPL."""
     domid = call.vcpu.hvm.domain.domid
     hv.done(call, leaf_of(hv.personality.name, hv.cpu_name, call.selector & _M32, domid, call.vcpu.index))
 
 
-def accept(hv: Hypervisor, call: Call) -> None:
+def accept(hv: Executor, call: Call) -> None:
     """A write that is taken and has no effect here."""
     hv.done(call, ())
 
 
-def idle(hv: Hypervisor, call: Call) -> None:
+def idle(hv: Executor, call: Call) -> None:
     """HLT and WFI: the guest's own loop does the waiting."""
     hv.done(call, call.slots[:1])
 
@@ -113,7 +113,7 @@ def idle(hv: Hypervisor, call: Call) -> None:
 # ---- others' calls ----
 
 
-def _foreign(hv: Hypervisor, call: Call, unknown: int, *, denied: int | Vector) -> None:
+def _foreign(hv: Executor, call: Call, unknown: int, *, denied: int | Vector) -> None:
     """A call by another hypervisor's convention: Argo's number if the door is offered, else what they all answer."""
     row = hv.own_call
     if not _is_kernel(hv, call):
@@ -127,12 +127,12 @@ def _foreign(hv: Hypervisor, call: Call, unknown: int, *, denied: int | Vector) 
         hv.answer(call, unknown)
 
 
-def kvm_call(hv: Hypervisor, call: Call) -> None:
+def kvm_call(hv: Executor, call: Call) -> None:
     """KVM: -KVM_EPERM outside CPL 0, -KVM_ENOSYS for what it does not know (Linux arch/x86/kvm/x86.c)."""
     _foreign(hv, call, _KVM_ENOSYS, denied=_EPERM)
 
 
-def hyperv_call(hv: Hypervisor, call: Call) -> None:
+def hyperv_call(hv: Executor, call: Call) -> None:
     """Hyper-V: #UD outside CPL 0 and before the guest named itself; a status in rax (TLFS 3.7, 3.13)."""
     arm = hv.personality.arch is Arch.AARCH64
     if not arm and not call.vcpu.hvm.msrs.get(_HV_OS_ID):
@@ -141,7 +141,7 @@ def hyperv_call(hv: Hypervisor, call: Call) -> None:
         _foreign(hv, call, _HV_INVALID_CODE, denied=Vector.UD)
 
 
-def hyperv_msr(hv: Hypervisor, call: Call) -> None:
+def hyperv_msr(hv: Executor, call: Call) -> None:
     """Guest OS id and hypercall page: kept; enabling the page writes the call instruction into it (TLFS 3.13)."""
     msrs = call.vcpu.hvm.msrs
     if call.kind == Kind.RDMSR:
@@ -158,7 +158,7 @@ def hyperv_msr(hv: Hypervisor, call: Call) -> None:
     hv.done(call, ())
 
 
-def acrn_call(hv: Hypervisor, call: Call) -> None:
+def acrn_call(hv: Executor, call: Call) -> None:
     """ACRN: #GP outside CPL 0, #UD for a user VM's call that it does not know (arch/x86/guest/vmcall.c)."""
     row = hv.own_call
     known = row is not None and call.slots[row.number] & _M32 == row.call
@@ -168,12 +168,12 @@ def acrn_call(hv: Hypervisor, call: Call) -> None:
         _foreign(hv, call, _ENOSYS, denied=Vector.GP)
 
 
-def jailhouse_call(hv: Hypervisor, call: Call) -> None:
+def jailhouse_call(hv: Executor, call: Call) -> None:
     """Jailhouse: -EPERM outside CPL 0, -ENOSYS for what it does not know (hypervisor/control.c)."""
     _foreign(hv, call, _ENOSYS, denied=_EPERM)
 
 
-def uxen_call(hv: Hypervisor, call: Call) -> None:
+def uxen_call(hv: Executor, call: Call) -> None:
     """uXen: Xen's registers; 39 is v4v there (uXen xen/arch/x86/hvm/hvm.c)."""
     slots = call.slots
     if not _is_kernel(hv, call) or slots[0] & _M32 != _V4V:
@@ -182,7 +182,7 @@ def uxen_call(hv: Hypervisor, call: Call) -> None:
         hv.answer(call, hv.v4v_call(call, slots[5], slots[4], slots[3], slots[8], slots[6], slots[7]))
 
 
-def v4v_cpuid(hv: Hypervisor, call: Call) -> None:
+def v4v_cpuid(hv: Executor, call: Call) -> None:
     """v4v by CPUID: op in rdi, arguments in rsi rdx r10 r8 r9; status in rax, whom to wake in rdi (uXen ax.h)."""
     slots = call.slots
     if not _is_kernel(hv, call):
@@ -192,12 +192,12 @@ def v4v_cpuid(hv: Hypervisor, call: Call) -> None:
     hv.done(call, (ret & _M64, 0, 0, 0, 0, _NO_WAKE))
 
 
-def ax_probe(hv: Hypervisor, call: Call) -> None:
+def ax_probe(hv: Executor, call: Call) -> None:
     """The leaf by which AX shows itself (uXen ax.h)."""
     hv.done(call, (0, 0, 0, AX_PROBE_RDX))
 
 
-def vmware_port(hv: Hypervisor, call: Call) -> None:
+def vmware_port(hv: Executor, call: Call) -> None:
     """VMware's backdoor: a magic in eax, a command in ecx; served at any CPL (VMware KB 1009458)."""
     eax, command = call.slots[X86Reg.RAX] & _M32, call.slots[X86Reg.RCX] & 0xFFFF
     if eax != _VMWARE_MAGIC or call.size != DOOR_SIZE:
@@ -213,15 +213,27 @@ def vmware_port(hv: Hypervisor, call: Call) -> None:
         hv.done(call, (_M32, 0, 0, 0))
 
 
-def smccc_call(hv: Hypervisor, call: Call) -> None:
+def smccc_call(hv: Executor, call: Call) -> None:
     """HVC or SMC #0: a function id in w0 (Arm DEN 0028)."""
     hv.done(call, smccc.call(hv.personality.name, call.slots[0] & _M32))
+
+
+def gic(hv: Executor, call: Call) -> None:
+    """A load or store of the interrupt controller's registers; x0 is the register that is moved."""
+    controller, vcpu = call.vcpu.hvm.gic, call.vcpu.index
+    if controller is None or call.size not in (1, 2, 4, 8):
+        hv.absent(call)
+    elif call.kind == Kind.LOAD:
+        hv.done(call, (controller.load(vcpu, call.selector, call.size),))
+    else:
+        controller.store(vcpu, call.selector, call.slots[0] & (1 << 8 * call.size) - 1, call.size)
+        hv.done(call, ())
 
 
 # ---- ours ----
 
 
-def door_call(hv: Hypervisor, call: Call) -> None:
+def door_call(hv: Executor, call: Call) -> None:
     """One of our doors.  Without its number, or from user mode, it is not there."""
     row = _DOOR_OF[hv.personality.arch, call.kind]
     sized = call.kind not in (Kind.IN, Kind.STORE) or call.size == DOOR_SIZE
@@ -231,7 +243,7 @@ def door_call(hv: Hypervisor, call: Call) -> None:
         argo_call(hv, call, row)
 
 
-def argo_call(hv: Hypervisor, call: Call, row: Convention) -> None:
+def argo_call(hv: Executor, call: Call, row: Convention) -> None:
     """An Argo call by a convention of ours: the door answers DESCRIBE itself."""
     cmd, *arguments = (call.slots[slot] for slot in row.arguments)
     cmd &= _M32
@@ -267,6 +279,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "ax-probe": ax_probe,
     "vmware-port": vmware_port,
     "smccc": smccc_call,
+    "gic": gic,
     "door-msr": door_call,
     "door-cpuid": door_call,
     "door-pio": door_call,

@@ -1,7 +1,7 @@
 """Xen hypercalls other than Argo: the few that a guest needs to be interrupted.
 
-Each takes the calling domain's state and the first arguments, and returns Xen's result.  Sources: Xen common/memory.c,
-common/event_channel.c, public headers as in hmx/xen.py.
+Each takes a way to post interrupts, the calling domain's state and the first arguments, and returns Xen's result.
+Sources: Xen common/memory.c, common/event_channel.c, public headers as in hmx/xen.py.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from hmx import xen
+from hmx import vcpu_area, xen
 from hmx.cpu.evtchn import UNMASK_FLAG
 from hmx.errno import Errno
 from hmx.memory import FAULT, PAGE_SIZE
-from hmx.vcpu_area import Post, post_entry
 
 if TYPE_CHECKING:
     from hv_node.hvm import Hvm
-    from hv_node.hypervisor import Hypervisor
 
-Handler = Callable[["Hypervisor", "Hvm", int, int, int], int]
+Post = Callable[[int, int, int], None]
+Handler = Callable[[Post, "Hvm", int, int, int], int]
 
 
-def memory_op(hypervisor: Hypervisor, hvm: Hvm, cmd: int, arg: int, ctx: int) -> int:  # noqa: ARG001
+def memory_op(post: Post, hvm: Hvm, cmd: int, arg: int, ctx: int) -> int:  # noqa: ARG001
     """XENMEM_add_to_physmap of the shared_info page; every other operation is -ENOSYS."""
     if cmd != xen.XENMEM_ADD_TO_PHYSMAP:
         return -Errno.ENOSYS
@@ -38,13 +37,13 @@ def memory_op(hypervisor: Hypervisor, hvm: Hvm, cmd: int, arg: int, ctx: int) ->
     return 0
 
 
-def event_channel_op(hypervisor: Hypervisor, hvm: Hvm, cmd: int, arg: int, ctx: int) -> int:
+def event_channel_op(post: Post, hvm: Hvm, cmd: int, arg: int, ctx: int) -> int:
     """The operations of the table below; every other one is -ENOSYS."""
     operation = _EVTCHN_OPS.get(cmd)
-    return -Errno.ENOSYS if operation is None else operation(hypervisor, hvm, cmd, arg, ctx)
+    return -Errno.ENOSYS if operation is None else operation(post, hvm, cmd, arg, ctx)
 
 
-def _bind_virq(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _bind_virq(_post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     memory = hvm.domain.memory
     fields = memory.unpack(xen.BIND_VIRQ, ctx, arg)
     if fields is FAULT:
@@ -60,7 +59,7 @@ def _bind_virq(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int)
     return 0
 
 
-def _close(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _close(_post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     fields = hvm.domain.memory.unpack(xen.CLOSE, ctx, arg)
     if fields is FAULT:
         return -Errno.EFAULT
@@ -69,12 +68,12 @@ def _close(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> 
     return ret
 
 
-def _send(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _send(_post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     fields = hvm.domain.memory.unpack(xen.SEND, ctx, arg)
     return -Errno.EFAULT if fields is FAULT else hvm.evtchn.send(fields[0])
 
 
-def _status(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _status(_post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     memory = hvm.domain.memory
     fields = memory.unpack(xen.STATUS, ctx, arg)
     if fields is FAULT:
@@ -89,16 +88,21 @@ def _status(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) ->
     return 0 if memory.write(ctx, arg, xen.STATUS.pack(domid, 0, port, state, vcpu, virq)) else -Errno.EFAULT
 
 
-def _bind_vcpu(_hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _bind_vcpu(post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     fields = hvm.domain.memory.unpack(xen.BIND_VCPU, ctx, arg)
     if fields is FAULT:
         return -Errno.EFAULT
+    before = hvm.evtchn.is_open(fields[0])
     ret = hvm.evtchn.bind_vcpu(*fields)
     hvm.routes.clear()
+    if ret == 0 and before is not None and before != fields[1]:
+        # What was posted there while the port was masked rang no bell, and nothing else comes by there any more.
+        # Port 0 is nobody's: it only has the vCPU look at its posts.
+        post(hvm.domain.domid, before, vcpu_area.post_entry(vcpu_area.Post.PORT, 0))
     return ret
 
 
-def _unmask(hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
+def _unmask(post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     fields = hvm.domain.memory.unpack(xen.UNMASK, ctx, arg)
     if fields is FAULT:
         return -Errno.EFAULT
@@ -106,7 +110,7 @@ def _unmask(hypervisor: Hypervisor, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> 
     if vcpu is None:
         return -Errno.EINVAL
     # The mask bit is the guest process's to write: the request travels as a post (hmx/cpu/evtchn.py).
-    hypervisor.post(hvm.domain.domid, vcpu, post_entry(Post.PORT, UNMASK_FLAG | fields[0]))
+    post(hvm.domain.domid, vcpu, vcpu_area.post_entry(vcpu_area.Post.PORT, UNMASK_FLAG | fields[0]))
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from hmx.arm_map import GIC_LAST, GICD_BASE
 from hmx.doors import CONVENTIONS, doors_of
 from hmx.hypervisors import AX_PROBE_LEAF, AX_V4V_LEAF, WHPX_V4V_LEAF
 from hmx.trap import Arch, Kind
@@ -92,7 +93,12 @@ WHPX: Final = (
 )
 JAILHOUSE_X86_64: Final = (*_calls("jailhouse-call", "Jailhouse hypervisor/arch/x86/vcpu.c"), *_HVM)
 
+_GIC: Final = (
+    Row(Kind.LOAD, GICD_BASE, GIC_LAST, _ALWAYS, "gic", Otherwise.ALL_ONES, 1, "Arm IHI 0069: the distributor traps"),
+    Row(Kind.STORE, GICD_BASE, GIC_LAST, _ALWAYS, "gic", Otherwise.IGNORE, 1, "Arm IHI 0069: the distributor traps"),
+)
 _ARM: Final = (
+    *_GIC,
     Row(Kind.LOAD, *ANY, _ALWAYS, "", Otherwise.ALL_ONES, 1, "stage 2 fault, no device answers"),
     Row(Kind.STORE, *ANY, _ALWAYS, "", Otherwise.IGNORE, 1, "stage 2 fault, no device answers"),
     Row(Kind.HLT_WFI, *ANY, _ALWAYS, "idle", Otherwise.NATIVE, 1, "Arm ARM HCR_EL2.TWI"),
@@ -131,7 +137,10 @@ JAILHOUSE_AARCH64: Final = (
     Row(Kind.SMC, *ANY, _ALWAYS, "smccc", Otherwise.UNDEF, 1, "Jailhouse hypervisor/arch/arm-common/smccc.c"),
     *_ARM,
 )
-FIRMWARE: Final = (Row(Kind.SMC, 0, 0, _ALWAYS, "smccc", Otherwise.UNDEF, 1, "Arm DEN 0028: EL3 answers"),)
+FIRMWARE: Final = (
+    Row(Kind.SMC, 0, 0, _ALWAYS, "smccc", Otherwise.UNDEF, 1, "Arm DEN 0028: EL3 answers"),
+    *(row._replace(exits=0, source="Arm IHI 0069: the machine's own controller") for row in _GIC),
+)
 
 NAMED: Final = (
     Personality("xen", Arch.X86_64, "xen", XEN_X86_64),

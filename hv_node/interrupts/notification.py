@@ -10,19 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from hmx.argo.abi import MAX_RINGS_PER_DOMAIN
+from hmx.arm_map import LINE_INTID, V2M_BASE, V2M_FIRST_SPI, V2M_SPIS
 from hmx.cpu.apic_regs import x2apic_address
 from hmx.errno import Errno
 from hmx.memory import FAULT, GuestMemory
-from hmx.notify import FIRST_VECTOR, LINE_INTID, LINE_IRQ, MODES, REGISTER_RING_EX, Mode, NotifyOp
+from hmx.notify import FIRST_VECTOR, LINE_IRQ, MODES, REGISTER_RING_EX, Mode, NotifyOp
 from hmx.trap import Arch
 from hmx.vcpu_area import Post, post_entry
 from hv_node.interrupts import msi
+from hv_node.interrupts.v2m import MsiFrame
 
-Target = tuple[int, int]  # vCPU, entry to post
-SPI_FIRST: Final = 32
-SPI_LAST: Final = 1019
-V2M_FRAME: Final = 0x0802_0000  # where an Arm guest's MSI frame lies
-V2M_DOORBELL: Final = V2M_FRAME + 0x40  # MSI_SETSPI_NS
+Target = tuple[int, int]  # vCPU; entry to post (x86), INTID (Arm)
+V2M: Final = MsiFrame(V2M_BASE, V2M_FIRST_SPI, V2M_SPIS)
+FIRST_PPI: Final = 16
+LAST_INTID: Final = 1019
 
 
 @dataclass(slots=True)
@@ -36,9 +38,12 @@ class Notification:
     per_vcpu: dict[int, int] = field(default_factory=dict)  # vector or INTID
     of_ring: dict[tuple[int, int], Target] = field(default_factory=dict)  # by (port, partner)
     home: dict[tuple[int, int], int] = field(default_factory=dict)  # the vCPU that registered the ring
+    active: bool = False  # anything else than VIRQ_ARGO has been asked for
 
     def set_notification(self, mode: int, vcpu: int, vector: int) -> int:
         """SET_NOTIFICATION.  -EOPNOTSUPP: not offered; -EINVAL: no such mode, vCPU, or no vector that may be used."""
+        if not self.offered:
+            return -Errno.EOPNOTSUPP
         row = next((row for row in MODES if row.mode == mode and row.operation is NotifyOp.SET_NOTIFICATION), None)
         if row is None or vcpu >= self.vcpus:
             return -Errno.EINVAL
@@ -49,33 +54,46 @@ class Notification:
                 return -Errno.EINVAL
             self.per_vcpu[vcpu] = vector
         self.mode = Mode(mode)
+        self._changed()
         return 0
 
     def _usable(self, number: int) -> bool:
         if self.arch is Arch.AARCH64:
-            return 16 <= number <= SPI_LAST
+            return FIRST_PPI <= number <= LAST_INTID
         return FIRST_VECTOR <= number <= 255
 
     def own_target(self, address: int, data: int) -> Target | int:
-        """Whom a ring's own interrupt reaches, or -EINVAL: no MSI, a vector below 16, no vCPU of this domain."""
+        """Whom a ring's own interrupt reaches, or a negated errno.
+
+        -EINVAL: no MSI; a delivery mode other than fixed and lowest priority; a vector below 16; level-triggered (a
+        post carries no trigger mode, and nobody would raise the line again after EOI); a fixed message that names no
+        vCPU of this domain, or several (a ring has one).  -ESRCH: lowest priority that names nobody; if it names
+        several, the lowest index is chosen, here and once for all.  Arm: -EINVAL for all that is no SPI of the v2m
+        frame.
+        """
         if self.arch is Arch.AARCH64:
-            if address != V2M_DOORBELL or not SPI_FIRST <= data <= SPI_LAST:
-                return -Errno.EINVAL
-            return 0, data
+            spi = V2M.decode(address, data)
+            return -Errno.EINVAL if spi is None else (0, spi)
         message = msi.decode(address, data, extended=True)
         if isinstance(message, int):
             return message
+        if message.level:
+            return -Errno.EINVAL
         found = msi.inject(message, [x2apic_address(index) for index in range(self.vcpus)])
         if isinstance(found, int):
             return found
-        if not found:
+        if len(found) != 1:
             return -Errno.EINVAL
         return found[0], post_entry(Post.VECTOR, message.vector)
 
     def register(
         self, memory: GuestMemory, ctx: int, a1: int, vcpu: int, register: Callable[[], int]
     ) -> int:
-        """REGISTER_RING_EX: check the interrupt, then `register()` the ring; the interrupt counts if that succeeds."""
+        """REGISTER_RING_EX: check the interrupt, then `register()` the ring; the interrupt counts if that succeeds.
+
+        -EOPNOTSUPP: not offered; -EFAULT: the structure; -EINVAL: flags or pad, or as `own_target` says; then what
+        register_ring says.
+        """
         if not any(row.name in self.offered for row in MODES if row.own_vectors):
             return -Errno.EOPNOTSUPP
         fields = memory.unpack(REGISTER_RING_EX, ctx, a1)
@@ -90,23 +108,36 @@ class Notification:
         ret = register()
         if not ret:
             self.of_ring[port, partner] = target
-            self.home[port, partner] = vcpu
+            self._at_home(port, partner, vcpu)
         return ret
 
     def registered(self, port: int, partner: int, vcpu: int) -> None:
         """A plain register_ring succeeded: the ring has no interrupt of its own (any more)."""
         self.of_ring.pop((port, partner), None)
+        self._at_home(port, partner, vcpu)
+
+    def _at_home(self, port: int, partner: int, vcpu: int) -> None:
+        """Note where a ring was registered.
+
+        A guest that rewrites the structure while register_ring reads it leaves entries for rings that it does not
+        have: more than there can be rings are not kept.
+        """
+        self.home.pop((port, partner), None)
         self.home[port, partner] = vcpu
+        if len(self.home) > MAX_RINGS_PER_DOMAIN:
+            oldest = next(iter(self.home))
+            del self.home[oldest]
+            self.of_ring.pop(oldest, None)
+        self._changed()
 
     def unregistered(self, port: int, partner: int) -> None:
         """The ring is gone."""
         self.of_ring.pop((port, partner), None)
         self.home.pop((port, partner), None)
+        self._changed()
 
-    @property
-    def active(self) -> bool:
-        """Whether anything else than VIRQ_ARGO has been asked for."""
-        return self.mode is not Mode.VIRQ or bool(self.of_ring)
+    def _changed(self) -> None:
+        self.active = self.mode is not Mode.VIRQ or bool(self.of_ring)
 
     def target(self, ring: tuple[int, int] | None) -> Target | None:
         """The post for a message in `ring` ((port, partner); None: for room in a peer's ring).
