@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from topologies import rundir
+from topologies import rundir, runlock, sockdir
 from topologies.agent.control import ask
 
 ANSWER_WITHIN = 2.0
@@ -35,7 +35,7 @@ class Lab:
 def running_labs() -> list[Lab]:
     """Labs whose agent answers."""
     found = []
-    for sockets in rundir.socket_directories():
+    for sockets in sockdir.socket_directories():
         control = sockets / rundir.CONTROL_SOCKET
         state = _state_of(control)
         if state is not None:
@@ -50,7 +50,7 @@ def _state_of(control: Path) -> dict[str, Any] | None:
         if not ask(control, "state", answers.append, ANSWER_WITHIN):
             return None
     except TimeoutError:
-        path = rundir.run_directory_of(control.parent)
+        path = sockdir.run_directory_of(control.parent)
         return None if path is None else rundir.read_state(path)
     except OSError:
         return None
@@ -77,12 +77,12 @@ def remove_leftovers() -> list[Path]:
     """
     removed = []
     runs = rundir.recorded_labs()
-    for sockets in rundir.socket_directories():
+    for sockets in sockdir.socket_directories():
         if _abandoned(sockets):
-            run = rundir.run_directory_of(sockets)
+            run = sockdir.run_directory_of(sockets)
             if run is not None and run not in runs:
                 runs.append(run)
-            rundir.remove_socket_directory(sockets)
+            sockdir.remove_socket_directory(sockets)
             removed.append(sockets)
     for run in runs:
         removed += rundir.release_abandoned(run)
@@ -94,9 +94,9 @@ def _abandoned(sockets: Path) -> bool:
     try:
         if ask(sockets / rundir.CONTROL_SOCKET, "ping", lambda _answer: None, ANSWER_WITHIN):
             return False
-        run = rundir.run_directory_of(sockets)
+        run = sockdir.run_directory_of(sockets)
         if run is not None:
-            return not rundir.lock_is_held(run)
+            return not runlock.lock_is_held(run)
         return time.time() - sockets.stat().st_mtime > YOUNG
     except OSError:  # it is there and does not answer
         return False

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from topologies import rundir
+from topologies import basedir
 from topologies.agent.spec import CheckSpec, LabSpec, Mode, NodeSpec
 from topologies.exitcodes import ExitCode
 from topologies.runtime import NodeKind, Observer, Outcome
@@ -63,10 +63,10 @@ class Detached(Exception):
     """The lab is up and the agent's own now; not an error."""
 
 
-def restarted_guests(plan: Plan) -> set[str]:
-    """Guests whose topology says ``restart: on-failure``."""
-    guests: Mapping[str, Any] = plan.topology.get("guests", {})
-    return {name for name, keys in guests.items() if keys.get("restart") == "on-failure"}
+def restarted_nodes(plan: Plan, section: str) -> set[str]:
+    """Nodes of `section` (guests, hypervisors) whose topology says ``restart: on-failure``."""
+    nodes: Mapping[str, Any] = plan.topology.get(section, {})
+    return {name for name, keys in nodes.items() if keys.get("restart") == "on-failure"}
 
 
 def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: str = "") -> LabSpec:
@@ -74,10 +74,13 @@ def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: st
     from topologies.yaml12 import dump
 
     nodes = [NodeSpec("broker", NodeKind.BROKER, ENTRIES[NodeKind.BROKER], plan.broker)]
+    entry, restarted = ENTRIES[NodeKind.HYPERVISOR], restarted_nodes(plan, "hypervisors")
     for hypervisor in plan.hypervisors:
-        nodes.append(NodeSpec(hypervisor.name, NodeKind.HYPERVISOR, ENTRIES[NodeKind.HYPERVISOR], hypervisor))
+        again = hypervisor.name in restarted
+        nodes.append(NodeSpec(hypervisor.name, NodeKind.HYPERVISOR, entry, hypervisor, restart=again))
+    entry, restarted = ENTRIES[NodeKind.GUEST], restarted_nodes(plan, "guests")
     for guest in plan.guests:
-        entry, again = ENTRIES[NodeKind.GUEST], guest.name in restarted_guests(plan)
+        again = guest.name in restarted
         nodes.append(NodeSpec(guest.name, NodeKind.GUEST, entry, guest, guest.hypervisor, guest.domid, again))
     return LabSpec(
         name=plan.lab,
@@ -151,7 +154,7 @@ class ProcessRuntime:
         """
         from topologies.plan import Places
 
-        path = rundir.run_path(name, run_dir)
+        path = basedir.run_path(name, run_dir)
         if self._process is None:
             self.start()
         if self._sockets is None:
@@ -257,7 +260,7 @@ class ProcessRuntime:
         words = f"the agent ended unexpectedly (status {status})"
         if said:
             words += f": {said.splitlines()[-1]}"
-        kept = rundir.keep_failure(said + "\n") if said else None
+        kept = basedir.keep_failure(said + "\n") if said else None
         return AgentFailed(ExitCode.DIED, words, None if kept is None else str(kept))
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ import typer
 
 from topologies.cli import PROGRAM
 from topologies.exitcodes import EXIT_CODES, ExitCode
+from topologies.facts import FACTS
 from topologies.formats import Format, silence
 
 
@@ -27,6 +28,7 @@ class RuntimeName(StrEnum):
     INLINE = "inline"
 
 
+_FACTS = "\n".join(f"  {fact.variable:<18}  {fact.meaning}" for fact in FACTS)
 _CODES = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXIT_CODES)
 
 app = typer.Typer(
@@ -220,16 +222,23 @@ def doctor(format: FormatOption = Format.TABLE) -> None:
     _finish(act)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings={"allow_interspersed_args": False}, epilog=f"\b\nThe environment:\n{_FACTS}")
 def exec(
-    guest: Annotated[str, typer.Argument(metavar="GUEST", help="A guest of a running lab.")],
-    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="What to run in it.")] = None,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node of a running lab.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, and its arguments.")],
+    lab: Annotated[str | None, typer.Option("--lab", help="The lab, where several have such a node.")] = None,
 ) -> None:
-    """Run a command in a guest.  Not yet available in this version: a guest runs the one program of its topology."""
+    """Run a command on this host in the place of a node: in its directory, with its facts in the environment.
+
+    The command takes over standard input and output, and the exit code is its own: 126 when it cannot be run, 127 when
+    it is not found, 128 + N when signal N ended it.  A node has no file system of its own, nor a shell: its program is
+    the one of its topology.
+    """
 
     def act() -> int:
-        what = " ".join(command or ()) or "a command"
-        raise Complaint(f"exec: running {what} in guest {guest} is not yet available in this version")
+        from topologies.commands import exec as command_of
+
+        return command_of.exec(node, command, lab)
 
     _finish(act)
 
@@ -352,17 +361,17 @@ def _complain(words: str, code: ExitCode) -> int:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong, as far as it can be the user's or the machine's doing; else keep the traceback."""
-    from topologies import rundir
+    from topologies import basedir
     from topologies.diagnose import TopologyError, emit
 
     if isinstance(error, TopologyError):
         emit(sys.stderr, f"{error}\n")
         return int(error.exit_code)
-    if isinstance(error, rundir.RunDirError):
+    if isinstance(error, basedir.RunDirError):
         return _complain(str(error), ExitCode.INFRASTRUCTURE)
     code = getattr(error, "code", None)
     if isinstance(code, ExitCode):
         return _complain(str(error), code)
-    kept = rundir.keep_failure(traceback.format_exc())
+    kept = basedir.keep_failure(traceback.format_exc())
     words = f"internal error: {type(error).__name__}: {error}"
     return _complain(f"{words} (traceback in {kept})" if kept else words, ExitCode.DIED)

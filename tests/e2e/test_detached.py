@@ -98,7 +98,14 @@ def test_the_same_lab_twice(rig: Rig) -> None:
     file = rig.topology(FOREVER)
     assert rig.run("up", "-d", file).returncode == 0
     pid = json.loads((rig.base / "lab" / "lock").read_text())["pid"]
-    for arguments in (["run", file], ["up", file], ["run", file, "--runtime", "inline"]):
+    path = str(rig.base / "lab")
+    for arguments in (
+        ["run", file],
+        ["up", file],
+        ["up", "-d", file],
+        ["run", file, "--runtime", "inline"],
+        ["run", file, "--name", "other", "--run-dir", path],
+    ):
         again = rig.run(*arguments)
         assert again.returncode == 4
         assert f"agent pid {pid}, since {time.strftime('%Y-')}" in again.stderr
@@ -120,6 +127,14 @@ def test_two_labs_at_once(rig: Rig) -> None:
     assert rig.run("logs", "app", "--name", "other").returncode == 0
     assert rig.run("down", "other").returncode == 0
     assert [lab["lab"] for lab in rig.json("ps")["labs"]] == ["lab"]
+    first = dict(rig.processes()).keys()
+    assert rig.run("up", "-d", file, "--name", "other").returncode == 0
+    agents = {state["lab"]: state["agent"]["pid"] for state in rig.states()}
+    os.kill(agents["other"], signal.SIGKILL)
+    wait_until(lambda: dict(rig.processes()).keys() == first, 2.0)
+    assert rig.run("gc").returncode == 0
+    assert {node["state"] for node in rig.nodes().values()} == {"ready"}
+    assert [state["agent"]["pid"] for state in rig.states()] == [agents["lab"]]
     assert rig.run("down", "--all").returncode == 0
     assert rig.leftovers() == []
 

@@ -1,4 +1,4 @@
-"""What tells of labs: inspect, events, doctor; and what is refused for now."""
+"""What tells of labs: inspect, events, doctor."""
 
 from __future__ import annotations
 
@@ -98,10 +98,3 @@ def test_doctor_names_what_is_wrong_and_what_to_do(rig: Rig) -> None:
     assert done.returncode == 4
     row = next(line for line in done.stdout.splitlines() if line.startswith("base directory"))
     assert "missing" in row and "symbolic link" in row and "XDG_RUNTIME_DIR" in row
-
-
-def test_exec_is_refused_for_now(rig: Rig) -> None:
-    """A guest runs the program of its topology and has no other place to run one in."""
-    done = rig.run("exec", "app", "ls", "-l")
-    assert done.returncode == 2
-    assert "running ls -l in guest app is not yet available in this version" in done.stderr

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from topologies import rundir
-from topologies.rundir import LabBusy, RunDirectory, RunDirError
+from topologies import basedir, rundir, sockdir
+from topologies.basedir import RunDirError
+from topologies.rundir import RunDirectory
+from topologies.runlock import LabBusy
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_base_in_the_runtime_directory(base: Path) -> None:
     """$XDG_RUNTIME_DIR/argosy, made with mode 0700 whatever the umask says."""
     before = os.umask(0)
     try:
-        assert rundir.base_directory() == base
+        assert basedir.base_directory() == base
     finally:
         os.umask(before)
     assert mode(base) == 0o700
@@ -49,7 +51,7 @@ def test_base_without_a_runtime_directory(value: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     user = Path(f"/run/user/{os.geteuid()}")
     expected = user / "argosy" if user.is_dir() else tmp_path / f"argosy-{os.geteuid()}"
-    assert rundir.base_path() == expected
+    assert basedir.base_path() == expected
 
 
 def test_a_runtime_directory_of_somebody_else_does_not_count(
@@ -57,14 +59,14 @@ def test_a_runtime_directory_of_somebody_else_does_not_count(
 ) -> None:
     """su and sudo leave the other user's XDG_RUNTIME_DIR in the environment."""
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert rundir.base_path({"XDG_RUNTIME_DIR": str(short_tmp_path)}) != short_tmp_path / "argosy"
+    assert basedir.base_path({"XDG_RUNTIME_DIR": str(short_tmp_path)}) != short_tmp_path / "argosy"
 
 
 def test_a_symbolic_link_is_refused(base: Path, tmp_path: Path) -> None:
     """Somebody could have planted it in a shared temporary directory."""
     base.symlink_to(tmp_path)
     with pytest.raises(RunDirError, match="symbolic link"):
-        rundir.base_directory()
+        basedir.base_directory()
 
 
 def test_a_mode_that_lets_others_in_is_refused(base: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_mode_that_lets_others_in_is_refused(base: Path) -> None:
     base.mkdir(mode=0o700)
     base.chmod(0o750)
     with pytest.raises(RunDirError, match=f"chmod 700 {base}"):
-        rundir.base_directory()
+        basedir.base_directory()
 
 
 def test_another_owner_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +82,14 @@ def test_another_owner_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -
     base.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(RunDirError, match="not to you"):
-        rundir.private_directory(base)
+        basedir.private_directory(base)
 
 
 def test_a_file_in_its_place_is_refused(base: Path) -> None:
     """In words, not as an errno."""
     base.write_text("")
     with pytest.raises(RunDirError, match="is no directory"):
-        rundir.base_directory()
+        basedir.base_directory()
 
 
 # ---- sockets ----------------------------------------------------------------------------------------------
@@ -95,13 +97,13 @@ def test_a_file_in_its_place_is_refused(base: Path) -> None:
 
 def test_sockets_lie_below_the_base(base: Path) -> None:
     """<base>/s/<8 hex digits>, at most 40 bytes, 0700, whatever --run-dir says."""
-    sockets = rundir.new_socket_directory()
+    sockets = sockdir.new_socket_directory()
     assert sockets.parent == base / "s"
     assert len(sockets.name) == 8
     int(sockets.name, 16)
-    assert len(os.fsencode(sockets)) <= rundir.SOCKETS_LIMIT
+    assert len(os.fsencode(sockets)) <= sockdir.SOCKETS_LIMIT
     assert mode(sockets) == 0o700
-    assert rundir.socket_directories() == [sockets]
+    assert sockdir.socket_directories() == [sockets]
 
 
 @pytest.mark.parametrize(("length", "short"), [(40, False), (41, True)])
@@ -114,12 +116,12 @@ def test_forty_bytes(length: int, short: bool, short_tmp_path: Path, monkeypatch
     temporary.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    sockets = rundir.new_socket_directory()
+    sockets = sockdir.new_socket_directory()
     parent = temporary / f"argosy-{os.geteuid()}" if short else runtime / "argosy" / "s"
     assert sockets.parent == parent
     assert mode(parent) == 0o700
-    assert rundir.socket_directories() == [sockets]
-    assert rundir.is_socket_directory(sockets)
+    assert sockdir.socket_directories() == [sockets]
+    assert sockdir.is_socket_directory(sockets)
 
 
 def test_a_temporary_directory_beyond_any_socket_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,28 +131,28 @@ def test_a_temporary_directory_beyond_any_socket_path(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     with pytest.raises(RunDirError, match="TMPDIR"):
-        rundir.new_socket_directory()
+        sockdir.new_socket_directory()
 
 
 def test_only_socket_directories_are_removed(base: Path, tmp_path: Path) -> None:
     """A link that leads elsewhere never makes us delete what is not ours."""
-    sockets = rundir.new_socket_directory()
+    sockets = sockdir.new_socket_directory()
     for path in (tmp_path, base, base / "s", tmp_path / "01234567"):
         path.mkdir(exist_ok=True)
-        rundir.remove_socket_directory(path)
+        sockdir.remove_socket_directory(path)
         assert path.is_dir()
-    rundir.remove_socket_directory(sockets)
+    sockdir.remove_socket_directory(sockets)
     assert not sockets.exists()
 
 
 def test_a_lab_may_be_called_like_a_socket_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the base is in the temporary directory the two kinds lie side by side."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(rundir, "base_path", lambda _environ=None: tmp_path / f"argosy-{os.geteuid()}")
-    taken = RunDirectory.take(rundir.run_path("0a1b2c3d"), None)
-    assert not rundir.is_socket_directory(taken.path)
-    assert rundir.socket_directories() == []
-    rundir.remove_socket_directory(taken.path)
+    monkeypatch.setattr(basedir, "base_path", lambda _environ=None: tmp_path / f"argosy-{os.geteuid()}")
+    taken = RunDirectory.take(basedir.run_path("0a1b2c3d"), None)
+    assert not sockdir.is_socket_directory(taken.path)
+    assert sockdir.socket_directories() == []
+    sockdir.remove_socket_directory(taken.path)
     taken.write_state({"lab": "0a1b2c3d"})
     assert rundir.recorded_labs() == [taken.path]
     taken.release()
@@ -161,13 +163,13 @@ def test_a_lab_may_be_called_like_a_socket_directory(tmp_path: Path, monkeypatch
 
 def test_run_directory(base: Path) -> None:
     """<base>/<name>, 0700, with lock, nodes, and links both ways."""
-    sockets = rundir.new_socket_directory()
-    taken = RunDirectory.take(rundir.run_path("lab"), sockets)
+    sockets = sockdir.new_socket_directory()
+    taken = RunDirectory.take(basedir.run_path("lab"), sockets)
     path = base / "lab"
     assert taken.path == path
     assert mode(path) == 0o700
     assert os.readlink(path / "sockets") == str(sockets)
-    assert rundir.run_directory_of(sockets) == path
+    assert sockdir.run_directory_of(sockets) == path
     assert taken.node_directory("hv0") == path / "nodes" / "hv0"
     assert mode(path / "nodes" / "hv0") == 0o700
     taken.write_state({"lab": "lab"})
@@ -180,23 +182,23 @@ def test_run_directory(base: Path) -> None:
 def test_a_lab_cannot_have_the_name_of_the_sockets(base: Path) -> None:
     """<base>/s is taken."""
     with pytest.raises(RunDirError, match="--name"):
-        rundir.run_path("s")
+        basedir.run_path("s")
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(base: Path) -> None:
     """The refusal names the holder's pid and since when."""
-    taken = RunDirectory.take(rundir.run_path("lab"), None)
+    taken = RunDirectory.take(basedir.run_path("lab"), None)
     with pytest.raises(LabBusy, match=rf"agent pid {os.getpid()}, since 2\d\d\d-") as refusal:
-        RunDirectory.take(rundir.run_path("lab"), None)
+        RunDirectory.take(basedir.run_path("lab"), None)
     assert refusal.value.holder.pid == os.getpid()
     assert abs(refusal.value.holder.since - taken.holder.since) < 0.001
     taken.release()
-    RunDirectory.take(rundir.run_path("lab"), None).release()
+    RunDirectory.take(basedir.run_path("lab"), None).release()
 
 
 def test_a_holder_that_has_not_written_yet(base: Path) -> None:
     """The lock decides, not the text in the file."""
-    taken = RunDirectory.take(rundir.run_path("lab"), None)
+    taken = RunDirectory.take(basedir.run_path("lab"), None)
     (taken.path / "lock").write_text("")
     with pytest.raises(LabBusy, match="just starting"):
         RunDirectory.take(taken.path, None)
@@ -207,19 +209,19 @@ def test_the_lock_dies_with_its_holder(base: Path) -> None:
     """An agent that was killed leaves its file, not its lock; the next one clears up after it."""
     program = (
         "import os, signal\n"
-        "from topologies import rundir\n"
-        "sockets = rundir.new_socket_directory()\n"
-        "taken = rundir.RunDirectory.take(rundir.run_path('lab'), sockets)\n"
+        "from topologies import basedir, rundir, sockdir\n"
+        "sockets = sockdir.new_socket_directory()\n"
+        "taken = rundir.RunDirectory.take(basedir.run_path('lab'), sockets)\n"
         "taken.write_state({'lab': 'lab'})\n"
         "taken.node_directory('old')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     assert (base / "lab" / "lock").exists()
-    left = rundir.socket_directories()
+    left = sockdir.socket_directories()
     assert len(left) == 1
-    taken = RunDirectory.take(rundir.run_path("lab"), None)
-    assert rundir.socket_directories() == []
+    taken = RunDirectory.take(basedir.run_path("lab"), None)
+    assert sockdir.socket_directories() == []
     assert not (taken.path / "nodes" / "old").exists()
     assert not (taken.path / "sockets").is_symlink()
     assert rundir.read_state(taken.path) is None
@@ -235,7 +237,7 @@ def test_many_take_turns_and_never_share(base: Path) -> None:
     def contend() -> None:
         while turns[0] < 100:
             try:
-                taken = RunDirectory.take(rundir.run_path("lab"), None)
+                taken = RunDirectory.take(basedir.run_path("lab"), None)
             except LabBusy:
                 continue
             inside.append(1)
@@ -272,13 +274,13 @@ def test_a_run_directory_whose_parent_is_missing(tmp_path: Path) -> None:
 def test_a_name_that_is_too_long(base: Path) -> None:
     """In words: file names end at 255 bytes."""
     with pytest.raises(RunDirError, match="too long"):
-        RunDirectory.take(rundir.run_path("x" * 300), None)
+        RunDirectory.take(basedir.run_path("x" * 300), None)
 
 
 def test_long_run_directories_work(base: Path, tmp_path: Path) -> None:
     """200 bytes and more: sockets lie elsewhere."""
     path = tmp_path / ("r" * 200)
-    sockets = rundir.new_socket_directory()
+    sockets = sockdir.new_socket_directory()
     taken = RunDirectory.take(path, sockets)
     assert len(os.fsencode(path)) > 200
     assert (path / "sockets").resolve() == sockets.resolve()
@@ -287,7 +289,7 @@ def test_long_run_directories_work(base: Path, tmp_path: Path) -> None:
 
 def test_state_is_replaced_as_a_whole(base: Path) -> None:
     """A reader sees the old state or the new one, never half of it."""
-    taken = RunDirectory.take(rundir.run_path("lab"), None)
+    taken = RunDirectory.take(basedir.run_path("lab"), None)
     taken.write_state({"n": 0, "fill": ""})
     stop = threading.Event()
     seen: list[dict[str, object]] = []
@@ -309,7 +311,7 @@ def test_state_is_replaced_as_a_whole(base: Path) -> None:
 
 def test_the_lock_is_a_flock(base: Path) -> None:
     """Other programs can look whether a lab is held."""
-    taken = RunDirectory.take(rundir.run_path("lab"), None)
+    taken = RunDirectory.take(basedir.run_path("lab"), None)
     with open(taken.path / "lock") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     taken.release()

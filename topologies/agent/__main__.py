@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from topologies import rundir
+from topologies import basedir, rundir, sockdir
 from topologies.agent.control import ControlSocket, LineWriter
 from topologies.exitcodes import ExitCode
 
@@ -61,16 +61,17 @@ def main(orders: int, progress: int) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     launcher = LineWriter(progress)
     try:
-        sockets = rundir.new_socket_directory()
-    except rundir.RunDirError as error:
+        sockets = sockdir.new_socket_directory()
+    except basedir.RunDirError as error:
         launcher.write({"what": "refused", "code": int(ExitCode.INFRASTRUCTURE), "words": str(error)})
         return int(ExitCode.INFRASTRUCTURE)
     with contextlib.ExitStack() as stack:
-        stack.callback(rundir.remove_socket_directory, sockets)
+        stack.callback(sockdir.remove_socket_directory, sockets)
         control = ControlSocket(sockets / rundir.CONTROL_SOCKET)
         stack.callback(control.close)
-        from topologies.agent.children import Children
+        from topologies.agent.children import Children, allow_descriptors
 
+        allow_descriptors()
         children = Children(sockets)
         stack.callback(children.close)
         launcher.write({"what": "agent", "pid": os.getpid(), "sockets": str(sockets)})
@@ -99,7 +100,7 @@ def _serve(
         _write_log_to(run.path / rundir.AGENT_LOG)
         shell = Shell(spec, run, children, control, orders, launcher)
         outcome: Outcome = shell.run()
-    except rundir.RunDirError as error:
+    except basedir.RunDirError as error:
         launcher.write({"what": "refused", "code": int(ExitCode.INFRASTRUCTURE), "words": str(error)})
         return int(ExitCode.INFRASTRUCTURE)
     except Exception as error:
@@ -115,7 +116,7 @@ def _serve(
         return int(code)
     # Whoever reads the last words may rely on it that nothing is left: processes and files go first.
     children.close()
-    rundir.remove_socket_directory(sockets)
+    sockdir.remove_socket_directory(sockets)
     run.release()
     shell.last_words(outcome)
     return int(outcome.code)

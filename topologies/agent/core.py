@@ -10,40 +10,29 @@ Times are nanoseconds of any monotonic clock, given with every call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from topologies.agent.nodes import LabSink, Node
+from topologies.agent.checks import Checks
+from topologies.agent.nodes import LabSink, Node, Nodes
 from topologies.agent.phases import (
     KILLED_WITHIN,
     LIVING,
-    MOVES,
-    ORPHANED,
-    RESTART_ROWS,
     ROWS,
     SECOND,
     STARTING,
     STRAGGLERS,
-    UNATTACHED,
     Late,
     NodeEvent,
     Phase,
     PhaseRow,
     Until,
 )
-from topologies.agent.spec import CheckSpec, LabSpec, Mode
+from topologies.agent.restarts import Restarts
+from topologies.agent.spec import LabSpec, Mode
+from topologies.agent.waits import sentences, untold
 from topologies.exitcodes import ExitCode
-from topologies.runtime import (
-    ENDED,
-    CheckOutcome,
-    Fault,
-    NodeKind,
-    NodeState,
-    Outcome,
-    ending_words,
-    judge,
-    node_faults,
-)
+from topologies.runtime import ENDED, Fault, NodeKind, NodeState, Outcome, ending_words, judge, node_faults
 
 EVENTS_KEPT = 10_000
 COUNTER_FAMILIES = ("arch", "host")
@@ -59,14 +48,12 @@ class LabCore:
         self.spec = spec
         self.phase = Phase.STARTING_BROKER
         self._sink = sink
-        self._nodes = {node.name: Node(node) for node in spec.nodes}
-        self._checks: dict[str, CheckOutcome] = {
-            check.name: CheckOutcome(check.name, check.guest, None, "not decided") for check in spec.checks
-        }
+        self._nodes = Nodes(spec.nodes, sink)
+        self._checks = Checks(spec.checks, self._nodes)
+        self._restarts = Restarts(self._nodes, sink)
         self._faults: list[Fault] = []
         self._events: list[tuple[Any, ...]] = []
         self._began = self._phase_since = self._next_report = 0
-        self._ready_at: int | None = None
         self._over_since: int | None = None
         self._limit: int | None = None
         self._killed = False
@@ -85,7 +72,7 @@ class LabCore:
         if node.state is NodeState.RESTARTING:
             node.begin_again()
         node.pid = pid
-        self._move(name, NodeEvent.SPAWNED, now)
+        self._nodes.move(node, NodeEvent.SPAWNED, now)
         self._walk(now)
 
     def not_spawned(self, name: str, words: str, now: int) -> None:
@@ -96,15 +83,20 @@ class LabCore:
 
     def joined(self, name: str, now: int) -> None:
         """The broker knows `name`."""
-        self._move(name, NodeEvent.JOINED, now)
-        self._walk(now)
+        node = self._nodes.get(name)
+        if node is not None:
+            self._nodes.move(node, NodeEvent.JOINED, now)
+            self._walk(now)
 
     def ready(self, name: str, now: int) -> None:
         """`name` has done what it needs before it can serve or run."""
         node = self._nodes.get(name)
         if node is not None:
             node.was_ready = True
-            self._move(name, NodeEvent.READY, now)
+            if self._nodes.move(node, NodeEvent.READY, now) and node.spec.kind is NodeKind.HYPERVISOR:
+                if self.phase is Phase.STARTING_GUESTS:  # it comes for the second time: for those that waited with it
+                    self._start_planned(self._nodes.on(node))
+                self._restarts.start_due(now)
             self._walk(now)
 
     def silent(self, name: str, since: int | None) -> None:
@@ -116,7 +108,11 @@ class LabCore:
     def said_goodbye(self, name: str, reason: str, now: int) -> None:
         """`name` told the broker that it ends, and why; its results came before."""
         node = self._nodes.get(name)
-        if node is not None and node.state is not NodeState.STARTING:  # else it was said by its life before
+        if node is None:
+            return
+        if node.state in (NodeState.RESTARTING, NodeState.STARTING):  # it joins before it speaks: said in its last life
+            node.explain_last(reason)
+        if node.state is not NodeState.STARTING:
             node.goodbye = True
             node.detail = node.detail or reason
             self._walk(now)
@@ -128,8 +124,8 @@ class LabCore:
     def detached(self, name: str, now: int) -> None:
         """The attach connection of guest `name` ended.  One that lives on without it is killed."""
         node = self._nodes.get(name)
-        if node is not None and node.lives and node.kill_at is None and self.phase in LIVING:
-            node.kill_at = now + UNATTACHED
+        if node is not None and self.phase in LIVING:
+            self._restarts.detached(node, now)
 
     def ended(self, name: str, status: int, crash: str, now: int) -> None:
         """The process of `name` is gone.
@@ -151,9 +147,8 @@ class LabCore:
         else:
             event = NodeEvent.ENDED_CODE if status else NodeEvent.ENDED_ZERO
         node.kill_at = None
-        if self._wanted_again(node, event):
-            self._begin_again(node, event, now)
-        else:
+        again = self._restarts.wanted(node, event, self.phase) and self._restarts.begin(node, event, now)
+        if not again:
             self._stay_down(node, event, now)
         self._walk(now)
 
@@ -202,8 +197,8 @@ class LabCore:
     def tick(self, now: int) -> None:
         """Time passed."""
         self._decide_checks(now)
-        self._start_again(now)
-        self._kill_detached(now)
+        self._restarts.start_due(now)
+        self._restarts.kill_overdue(now)
         if self._limit is not None and now >= self._limit:
             self._late(now)
         self._walk(now)
@@ -215,11 +210,15 @@ class LabCore:
     # ---- what is ------------------------------------------------------------------------------------------
 
     def may_start(self, name: str) -> bool:
-        """Whether a start that was ordered is still wanted."""
-        state = self._nodes[name].state
-        if state is NodeState.RESTARTING:
-            return self.phase in LIVING
-        return self.phase in STARTING and state is NodeState.PLANNED
+        """Whether a start that was ordered is still wanted, and can be now."""
+        node = self._nodes[name]
+        phases = LIVING if node.state is NodeState.RESTARTING else STARTING
+        waiting = node.state in (NodeState.PLANNED, NodeState.RESTARTING)
+        return waiting and self.phase in phases and self._restarts.has_ground(node)
+
+    def comes_again(self, name: str) -> bool:
+        """Whether a hypervisor that is started again needs a domain for guest `name`."""
+        return self._restarts.comes_again(self._nodes[name])
 
     def deadline(self) -> int | None:
         """When :meth:`tick` has something to do; None in phase DOWN."""
@@ -228,10 +227,10 @@ class LabCore:
         moments = [self._next_report]
         if self._limit is not None:
             moments.append(self._limit)
-        for node in self._nodes.values():
+        for node in self._nodes:
             moments += [at for at in (node.restart_at, node.kill_at) if at is not None]
         if self.phase is Phase.RUNNING:
-            moments += [at for _, at in self._open_checks() if at is not None]
+            moments += [at for _, at in self._checks.open() if at is not None]
             if self._over_since is not None:
                 moments.append(self._over_since + STRAGGLERS)
         return min(moments)
@@ -241,7 +240,7 @@ class LabCore:
         """The epoch of the broker: it grows with each of its lives."""
         first: int = 1
         lives = 0
-        for node in self._of(NodeKind.BROKER):
+        for node in self._nodes.of(NodeKind.BROKER):
             first, lives = getattr(node.spec.config, "epoch", 1), node.restarts
         return first + lives
 
@@ -251,30 +250,17 @@ class LabCore:
 
     def nodes(self) -> list[Node]:
         """All nodes, in the order of the plan."""
-        return list(self._nodes.values())
+        return list(self._nodes)
 
     def waits(self, now: int) -> list[str]:
         """What the lab waits for, one sentence for each wait."""
-        row = ROWS[self.phase]
-        if row.until is Until.READY:
-            return [self._start_words(node) for node in self._of(row.kind) if not _settled(node)]
-        if row.until is Until.ENDED:
-            return [f"{row.kind} {node.spec.name} to leave" for node in self._of(row.kind) if node.lives]
-        if row.until is Until.TOLD:
-            return [f"{node.spec.kind} {node.spec.name} to report" for node in self._untold()]
-        if self.phase is not Phase.RUNNING:
-            return []
-        words = [f"guest {node.spec.name} to end ({node.state})" for node in self._of(NodeKind.GUEST) if node.lives]
-        for check, at in self._open_checks():
-            left = "" if at is None else f" ({max(0, at - now) / SECOND:.1f} s left)"
-            words.append(f"check {check.name!r}: {check.words()}{left}")
-        return words
+        return sentences(self.phase, self._nodes, self._checks, now)
 
     def outcome(self, now: int) -> Outcome:
         """How it went so far; final in phase DOWN."""
-        nodes = tuple(node.outcome() for node in self._nodes.values())
-        checks = tuple(self._checks.values())
-        if self.spec.mode is Mode.UP and self._ready_at is not None:
+        nodes = tuple(node.outcome() for node in self._nodes)
+        checks = self._checks.outcomes()
+        if self.spec.mode is Mode.UP and self._checks.ready_at is not None:
             # A lab that stays up tells of the deaths in it; they are no verdict on having been up.
             code, reasons = judge((), (), (), self._faults)
         else:
@@ -291,101 +277,33 @@ class LabCore:
             run_dir=self.spec.run_dir,
         )
 
-    # ---- nodes --------------------------------------------------------------------------------------------
-
-    def _of(self, kind: NodeKind | None) -> Iterator[Node]:
-        return (node for node in self._nodes.values() if node.spec.kind is kind)
-
-    def _move(self, name: str, event: NodeEvent, now: int) -> None:
-        node = self._nodes.get(name)
-        if node is None:
-            return
-        then = MOVES.get((node.state, event))
-        if then is None:
-            return
-        node.state = then
-        node.since_ns = now
-        ended = then in ENDED or then is NodeState.RESTARTING
-        detail = ending_words(node.outcome()) if ended else ""
-        self._sink.progress(
-            {"what": "node", "name": name, "kind": str(node.spec.kind), "state": str(then), "detail": detail}
-        )
-
-    def _start_words(self, node: Node) -> str:
-        stage = {
-            NodeState.PLANNED: "its process has not started",
-            NodeState.STARTING: f"process {node.pid} has not joined the broker",
-            NodeState.JOINED: f"process {node.pid} has joined, is not ready",
-            NodeState.RESTARTING: f"it {node.last_error}, and is started again",
-        }[node.state]
-        words = f"{node.spec.kind} {node.spec.name} to be ready: {stage}"
-        under = self._nodes.get(node.spec.hypervisor or "")
-        if under is None:
-            return words
-        return f"{words}; needs hypervisor {under.spec.name}, which is {under.state}"
-
-    def _untold(self) -> list[Node]:
-        asked = [node for node in self._of(NodeKind.HYPERVISOR) if node.state is NodeState.READY]
-        orderly = (NodeState.EXITED, NodeState.FAILED)
-        gone = [node for node in self._of(NodeKind.GUEST) if node.state in orderly]
-        silent = [node for node in asked if node.counters is None]
-        return silent + [node for node in gone if not node.goodbye]
-
-    # ---- another life -------------------------------------------------------------------------------------
-
-    def _wanted_again(self, node: Node, event: NodeEvent) -> bool:
-        """Whether a node that ended so is to be started again, if it may."""
-        if self.phase not in LIVING or node.state is NodeState.STOPPING:
-            return False
-        if node.spec.kind is NodeKind.BROKER:
-            return self.phase is not Phase.STARTING_BROKER
-        under = self._nodes.get(node.spec.hypervisor or "")
-        return node.spec.restart and event is not NodeEvent.ENDED_ZERO and under is not None and under.lives
-
-    def _begin_again(self, node: Node, event: NodeEvent, now: int) -> None:
-        """Start the node again after its wait, unless it was too often already."""
-        row = RESTART_ROWS[node.spec.kind]
-        node.restarted = [at for at in node.restarted if now - at < row.within]
-        if len(node.restarted) >= row.most:
-            often = f"it was started again {row.most} times within {row.within // SECOND} s"
-            node.detail = f"{node.detail}; {often}" if node.detail else often
-            self._stay_down(node, event, now)
-            return
-        node.ended_as, node.last_error = event, ending_words(node.outcome())
-        node.restart_at = now + row.wait(len(node.restarted))
-        node.restarted.append(now)
-        self._move(node.spec.name, NodeEvent.AGAIN, now)
-        self._start_again(now)
-
-    def _start_again(self, now: int) -> None:
-        for node in self._nodes.values():
-            if node.restart_at is not None and now >= node.restart_at:
-                node.restart_at = None
-                self._sink.start(node.spec.name)
+    # ---- endings ------------------------------------------------------------------------------------------
 
     def _stay_down(self, node: Node, event: NodeEvent, now: int) -> None:
         """The node ended for good."""
-        node.restart_at = None
-        self._move(node.spec.name, event, now)
-        for guest in self._of(NodeKind.GUEST):
-            if guest.spec.hypervisor != node.spec.name:
-                continue
+        node.restart_at, node.due = None, False
+        self._nodes.move(node, event, now)
+        for guest in self._nodes.on(node):
             if guest.state is NodeState.RESTARTING:
                 self._stay_down(guest, guest.ended_as, now)
-            elif guest.lives and self.phase in LIVING:
-                guest.kill_at = now + ORPHANED
+        if self.phase in LIVING:
+            self._restarts.left_behind(node, now)
         if node.spec.kind is NodeKind.BROKER and self.phase in LIVING:
             self.stop(Fault(ExitCode.DIED, f"broker {node.spec.name} {ending_words(node.outcome())}"), now)
         self._look_for_faults(now)
 
-    def _kill_detached(self, now: int) -> None:
-        for node in self._nodes.values():
-            if node.kill_at is not None and now >= node.kill_at:
-                node.kill_at = None
-                under = self._nodes.get(node.spec.hypervisor or "")
-                orphan = under is not None and not under.lives
-                node.detail = "it outlived its hypervisor" if orphan else "it closed its attach connection and lived on"
-                self._sink.kill(node.spec.name)
+    def _look_for_faults(self, now: int) -> None:
+        """Go down when a node's ending says that this cannot go well any more."""
+        self._decide_checks(now)
+        staying = self.spec.mode is Mode.UP and self.phase is Phase.RUNNING
+        if self.phase in LIVING and not staying:
+            nodes = [node.outcome() for node in self._nodes]
+            if node_faults(nodes, self.spec.checks):
+                self._enter(Phase.COLLECTING, now)
+
+    def _decide_checks(self, now: int) -> None:
+        if self.spec.mode is Mode.RUN and self.phase in LIVING and self._checks.decide(now):
+            self._enter(Phase.COLLECTING, now)
 
     # ---- phases -------------------------------------------------------------------------------------------
 
@@ -394,7 +312,7 @@ class LabCore:
         row = ROWS[phase]
         self._killed = False
         if phase not in LIVING:
-            self._end_restarts(now)
+            self._restarts.none_any_more(now)
         self._phase_since = now
         self._next_report = now + REPORT_EVERY
         self._limit = None if row.within is None else now + row.within
@@ -405,33 +323,29 @@ class LabCore:
         self._sink.progress({"what": "phase", "phase": str(phase), "doing": row.doing})
         self._on_entry(row, now)
 
-    def _end_restarts(self, now: int) -> None:
-        """Nobody is started any more, and nobody killed for living on."""
-        for node in self._nodes.values():
-            node.restart_at = node.kill_at = None
-            if node.state is NodeState.RESTARTING:
-                broker = node.spec.kind is NodeKind.BROKER
-                self._move(node.spec.name, NodeEvent.ASKED if broker else node.ended_as, now)
-
     def _on_entry(self, row: PhaseRow, now: int) -> None:
         if row.phase is Phase.RUNNING:
-            self._ready_at = now
+            self._checks.ready_at = now
             self._sink.progress({"what": "ready", "run_dir": self.spec.run_dir})
             self._decide_checks(now)
         elif row.until is Until.READY:
-            for node in self._of(row.kind):
-                self._sink.start(node.spec.name)
+            self._start_planned(self._nodes.of(row.kind))
         elif row.until is Until.TOLD:
-            for node in self._of(NodeKind.HYPERVISOR):
+            for node in self._nodes.of(NodeKind.HYPERVISOR):
                 node.counters = None  # those of an earlier question are not the last
-            for node in self._untold():
+            for node in untold(self._nodes):
                 if node.spec.kind is NodeKind.HYPERVISOR:
                     self._sink.ask_counters(node.spec.name)
         elif row.until is Until.ENDED:
-            for node in self._of(row.kind):
+            for node in self._nodes.of(row.kind):
                 if node.lives:
-                    self._move(node.spec.name, NodeEvent.ASKED, now)
+                    self._nodes.move(node, NodeEvent.ASKED, now)
                     self._sink.ask_to_leave(node.spec.name)
+
+    def _start_planned(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.state is NodeState.PLANNED and self._restarts.has_ground(node):
+                self._sink.start(node.spec.name)
 
     def _walk(self, now: int) -> None:
         """On to the next phase for as long as the present one is done."""
@@ -440,20 +354,20 @@ class LabCore:
 
     def _done(self, row: PhaseRow, now: int) -> bool:
         if row.until is Until.READY:
-            return all(_settled(node) for node in self._of(row.kind))
+            return all(node.settled for node in self._nodes.of(row.kind))
         if row.until is Until.OVER:
             return self.spec.mode is Mode.RUN and self._over(now)
         if row.until is Until.TOLD:
-            return not self._untold()
+            return not untold(self._nodes)
         if row.until is Until.ENDED:
-            return not any(node.lives for node in self._of(row.kind))
+            return not any(node.lives for node in self._nodes.of(row.kind))
         return False
 
     def _over(self, now: int) -> bool:
         """Whether a run has nothing more to wait for."""
-        if all(node.state in ENDED for node in self._of(NodeKind.GUEST)):
+        if all(node.state in ENDED for node in self._nodes.of(NodeKind.GUEST)):
             return True
-        if not self._checks or any(check.passed is None for check in self._checks.values()):
+        if not self._checks.decided:
             return False
         # What is left serves others and need not end, or is about to.
         if self._over_since is None:
@@ -471,58 +385,12 @@ class LabCore:
         elif not self._killed:
             self._killed = True
             self._limit = now + KILLED_WITHIN
-            for node in self._of(row.kind):
+            for node in self._nodes.of(row.kind):
                 if node.lives:
                     self._sink.kill(node.spec.name)
         else:
-            for node in self._of(row.kind):
+            for node in self._nodes.of(row.kind):
                 if node.lives:
                     words = f"{row.kind} {node.spec.name} (pid {node.pid}) does not disappear after SIGKILL"
                     self._faults.append(Fault(ExitCode.INFRASTRUCTURE, words))
             self._enter(row.then, now)
-
-    # ---- faults and checks --------------------------------------------------------------------------------
-
-    def _look_for_faults(self, now: int) -> None:
-        """Go down when a node's ending says that this cannot go well any more."""
-        self._decide_checks(now)
-        staying = self.spec.mode is Mode.UP and self.phase is Phase.RUNNING
-        if self.phase in LIVING and not staying:
-            nodes = [node.outcome() for node in self._nodes.values()]
-            if node_faults(nodes, self.spec.checks):
-                self._enter(Phase.COLLECTING, now)
-
-    def _open_checks(self) -> Iterator[tuple[CheckSpec, int | None]]:
-        """Checks that are not decided, each with its deadline."""
-        for check in self.spec.checks:
-            if self._checks[check.name].passed is None:
-                if check.within_ns is None or self._ready_at is None:
-                    yield check, None
-                else:
-                    yield check, self._ready_at + check.within_ns
-
-    def _decide_checks(self, now: int) -> None:
-        if self.spec.mode is not Mode.RUN or self.phase not in LIVING:
-            return
-        failed = False
-        for check, at in list(self._open_checks()):
-            node = self._nodes[check.guest]
-            late = at is not None and now >= at
-            if node.state in ENDED:
-                passed = check.met_by(node.exit, node.signal) and not late
-                words = f"guest {check.guest} {ending_words(node.outcome())}"
-            elif late:
-                passed, words = False, f"guest {check.guest} has not ended"
-            else:
-                continue
-            if not passed:
-                words = f"{words}; expected: {check.words()}"
-            self._checks[check.name] = CheckOutcome(check.name, check.guest, passed, words)
-            failed = failed or not passed
-        if failed:
-            self._enter(Phase.COLLECTING, now)
-
-
-def _settled(node: Node) -> bool:
-    """Whether nothing more is to be expected of a node that starts."""
-    return node.state is NodeState.READY or (node.spec.kind is NodeKind.GUEST and node.state in ENDED)

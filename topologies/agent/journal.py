@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from topologies.agent.core import LabCore
-from topologies.agent.phases import SECOND, Phase
+from topologies.agent.phases import MILLISECOND, SECOND, Phase
 from topologies.agent.spec import Mode
 from topologies.rundir import RunDirectory
 from topologies.runtime import NodeKind, NodeOutcome, Outcome
 
 STATE_SCHEMA = "state/1"
+STATE_EVERY = 100 * MILLISECOND
+"""state.json is replaced at most so often."""
 EVENTS = "events.jsonl"
 EVENT_BYTES_KEPT = 64 << 20
 """A node's event file does not grow beyond this."""
@@ -89,6 +91,8 @@ class Journal:
         self._since = time.time()
         self._self_started = start_time(os.getpid())
         self._written: dict[str, int] = {}
+        self._dirty = True
+        self._next_state = 0
         self.probes: dict[str, tuple[Any, ...]] = {}
         """What each guest found its hypervisor to be: door, base of its CPUID leaves, domain id."""
 
@@ -145,6 +149,21 @@ class Journal:
     def write_state(self, now: int, outcome: Outcome | None = None) -> None:
         """Replace state.json."""
         self._run.write_state(self.state(now, outcome))
+
+    def touch(self) -> None:
+        """Something changed that state.json should tell."""
+        self._dirty = True
+
+    def due(self) -> int | None:
+        """When state.json is to be written; None while it is up to date."""
+        return self._next_state if self._dirty else None
+
+    def write_due_state(self, now: int) -> None:
+        """Replace state.json if that is due."""
+        if self._dirty and now >= self._next_state:
+            self._dirty = False
+            self._next_state = now + STATE_EVERY
+            self.write_state(now)
 
     def event(self, node: str, code: str, fields: Mapping[str, Any] | tuple[Any, ...]) -> None:
         """Add a line to the node's events."""

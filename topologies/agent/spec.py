@@ -24,7 +24,8 @@ class Mode(StrEnum):
 class NodeSpec:
     """One node: `entry` is ``module:function`` and takes `config`, the node's start arguments.
 
-    `restart`: a guest that dies or fails is started again.  A broker always is.
+    `restart`: a guest that dies or fails is started again; a hypervisor that ends is, and its guests with it.  A broker
+    always is.
     """
 
     name: str

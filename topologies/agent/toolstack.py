@@ -63,6 +63,15 @@ class DomainIds:
             self._used.discard(domid)
             self._freed[domid] = now
 
+    def free_all(self, now: int) -> None:
+        """No id resolves any longer."""
+        for domid in sorted(self._used):
+            self.free(domid, now)
+
+    def uses(self, domid: int) -> bool:
+        """Whether the id is somebody's."""
+        return domid in self._used
+
 
 class Toolstack:
     """The domains of a lab's guests.  `tell(hypervisor, record)` speaks to a hypervisor, at best."""
@@ -93,15 +102,26 @@ class Toolstack:
 
     # ---- orders -------------------------------------------------------------------------------------------
 
-    def exited(self, guest: str) -> None:
-        """The process of `guest` is gone, so its domain may be freed."""
-        self._order(guest, EXITED, self.domids[guest])
+    def exited(self, guest: str, domid: int) -> None:
+        """The process of `guest` that lived in `domid` is gone, so the domain may be freed, if it still is there."""
+        if self._ids[self.hypervisor(guest)].uses(domid):
+            self._order(guest, EXITED, domid)
 
     def renew(self, guest: str, now: int) -> None:
         """Have a fresh domain made for `guest`; the hypervisor answers.  Raises NoDomid."""
         config = self._guests[guest].config
+        self._order(guest, CREATE, self.give(guest, now), config.memory, config.vcpus)
+
+    def give(self, guest: str, now: int) -> int:
+        """A fresh domain id for `guest`, whose hypervisor starts with that domain.  Raises NoDomid."""
         domid = self.domids[guest] = self._ids[self.hypervisor(guest)].take(now)
-        self._order(guest, CREATE, domid, config.memory, config.vcpus)
+        return domid
+
+    def hypervisor_died(self, hypervisor: str, now: int) -> None:
+        """Its domains are gone, and what it was told is void."""
+        if hypervisor in self._ids:
+            self._orders[hypervisor].clear()
+            self._ids[hypervisor].free_all(now)
 
     def _order(self, guest: str, what: str, domid: int, *more: Any) -> None:
         under = self.hypervisor(guest)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from topologies import rundir
+from topologies import basedir, sockdir
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
 from topologies.report import print_table
@@ -92,19 +92,19 @@ def _pidfd() -> Finding:
 
 def _base() -> Finding:
     try:
-        return Finding(Verdict.OK, str(rundir.base_directory()))
-    except rundir.RunDirError as error:
+        return Finding(Verdict.OK, str(basedir.base_directory()))
+    except basedir.RunDirError as error:
         return Finding(Verdict.MISSING, str(error), "set XDG_RUNTIME_DIR to a directory of yours with mode 0700")
 
 
 def _socket_paths() -> Finding:
     try:
-        path = rundir.new_socket_directory()
-    except rundir.RunDirError as error:
+        path = sockdir.new_socket_directory()
+    except basedir.RunDirError as error:
         return Finding(Verdict.MISSING, str(error), "set TMPDIR to a short directory, for instance /tmp")
-    rundir.remove_socket_directory(path)
-    longest = len(os.fsencode(path)) + 1 + rundir.SOCKET_NAME_LIMIT
-    return Finding(Verdict.OK, f"{longest} of {rundir.UNIX_PATH_LIMIT} bytes")
+    sockdir.remove_socket_directory(path)
+    longest = len(os.fsencode(path)) + 1 + sockdir.SOCKET_NAME_LIMIT
+    return Finding(Verdict.OK, f"{longest} of {sockdir.UNIX_PATH_LIMIT} bytes")
 
 
 def _memory() -> Finding:
@@ -122,16 +122,18 @@ def _memory() -> Finding:
 
 
 def _files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """The hard limit counts: an agent raises its own."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = GUESTS * FILES_PER_GUEST
-    found = f"{soft} (hard limit {hard})"
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        return Finding(Verdict.WARNING, found, f"{GUESTS} guests on one hypervisor want {needed}: ulimit -n {needed}")
+    found = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        fix = f"{GUESTS} guests on one hypervisor want {needed}: ulimit -Hn {needed}, as root"
+        return Finding(Verdict.WARNING, found, fix)
     return Finding(Verdict.OK, found)
 
 
 def _disk() -> Finding:
-    path = rundir.base_path()
+    path = basedir.base_path()
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free

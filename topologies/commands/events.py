@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from topologies import labs, rundir
+from topologies import labs, rundir, runlock
 from topologies.agent.journal import EVENTS
 from topologies.commands.lifecycle import LOOK_EVERY, NotFound
 from topologies.exitcodes import ExitCode
@@ -26,7 +26,7 @@ def events(name: str | None, form: Format, *, initial_state: bool = False, follo
         past = [{"time": now, "node": node["name"], "event": "state", "fields": node} for node in lab.state["nodes"]]
     _print(past, form)
     while follow:
-        over = not rundir.lock_is_held(lab.run_dir)
+        over = not runlock.lock_is_held(lab.run_dir)
         _print(_read(tails), form)
         if over:
             break

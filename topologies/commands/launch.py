@@ -9,10 +9,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from topologies import rundir
+from topologies import basedir, rundir
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
-from topologies.processes import AgentFailed, ProcessRuntime, failed_outcome, restarted_guests
+from topologies.processes import AgentFailed, ProcessRuntime, failed_outcome, restarted_nodes
 from topologies.report import print_outcome, print_reasons, progress_for
 from topologies.runtime import Outcome
 
@@ -81,8 +81,8 @@ def dry_run(options: Options) -> int:
     from topologies.plan import Places, plan
 
     topology, name = _load(options)
-    sockets = str(rundir.base_path() / rundir.RESERVED_NAME / ("0" * 8))
-    places = Places(_base_dir(options.file), str(rundir.run_path(name, options.run_dir)), sockets)
+    sockets = str(basedir.base_path() / basedir.RESERVED_NAME / ("0" * 8))
+    places = Places(_base_dir(options.file), str(basedir.run_path(name, options.run_dir)), sockets)
     planned = plan(topology, places, seed=options.seed, name=name)
     if options.form is Format.JSON:
         print(json.dumps({"schema": PLAN_SCHEMA, **planned.to_dict()}, indent=1))
@@ -163,16 +163,17 @@ def _run_inline(options: Options) -> Outcome:
     from topologies.plan import Places
 
     topology, name = _load(options)
-    path = rundir.run_path(name, options.run_dir)
+    path = basedir.run_path(name, options.run_dir)
     places = Places(_base_dir(options.file), str(path), str(path))
     plan = _planned(options, topology, name, places)
-    again = restarted_guests(plan)
-    if again:
-        words = f"restart: on-failure (guest {min(again)}) is not yet available in the inline runtime"
-        raise Misuse(words)
+    for section, kind in (("hypervisors", "hypervisor"), ("guests", "guest")):
+        again = restarted_nodes(plan, section)
+        if again:
+            words = f"restart: on-failure ({kind} {min(again)}) is not yet available in the inline runtime"
+            raise Misuse(words)
     try:
         directory = rundir.RunDirectory.take(path, None)
-    except rundir.RunDirError as error:
+    except basedir.RunDirError as error:
         return failed_outcome(name, AgentFailed(ExitCode.INFRASTRUCTURE, str(error)), INLINE)
     try:
         for guest in plan.guests:

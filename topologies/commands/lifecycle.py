@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from topologies import labs, rundir
+from topologies import basedir, labs, rundir, runlock
 from topologies.agent.control import ask
 from topologies.agent.entry import LOG
 from topologies.exitcodes import ExitCode
@@ -176,7 +176,7 @@ def logs(node: str, lab: str | None, run_dir: str | None, *, follow: bool = Fals
             _copy(file)
             if not follow:
                 return int(ExitCode.OK)
-            if not rundir.read_holder(path).pid:
+            if not runlock.read_holder(path).pid:
                 _copy(file)  # what it wrote between the look before and its end
                 return int(ExitCode.OK)
             time.sleep(LOOK_EVERY)
@@ -188,7 +188,7 @@ def _open_log(path: Path, node: str, follow: bool) -> IO[bytes]:
         try:
             return open(log, "rb")
         except FileNotFoundError:
-            if not follow or not rundir.read_holder(path).pid:
+            if not follow or not runlock.read_holder(path).pid:
                 raise NotFound(f"{node} has written no log: {log}", ExitCode.NOTHING_TO_DO) from None
         time.sleep(LOOK_EVERY)
 
@@ -202,7 +202,7 @@ def _copy(file: IO[bytes]) -> None:
 def _find_log(node: str, lab: str | None, run_dir: str | None) -> tuple[Path, str]:
     """The run directory in which `node` has its log."""
     if run_dir is not None:
-        path = rundir.run_path("", run_dir)
+        path = basedir.run_path("", run_dir)
         state = rundir.read_state(path)
         if state is None:
             raise NotFound(f"{path} is no lab's run directory")

@@ -23,10 +23,10 @@ def lab_spec(
     timeout_ns: int | None = None,
     restart: tuple[str, ...] = (),
 ) -> LabSpec:
-    """A lab with a broker, `hypervisors`, and `guests` (name -> hypervisor), of which some `restart`."""
+    """A lab with a broker, `hypervisors`, and `guests` (name -> hypervisor), of all of which some `restart`."""
     guests = {"sender": "hv0", "receiver": "hv0"} if guests is None else guests
     nodes = [NodeSpec("broker", NodeKind.BROKER, "broker.node:main")]
-    nodes += [NodeSpec(name, NodeKind.HYPERVISOR, "hv_node.node:main") for name in hypervisors]
+    nodes += [NodeSpec(name, NodeKind.HYPERVISOR, "hv_node.node:main", restart=name in restart) for name in hypervisors]
     nodes += [
         NodeSpec(name, NodeKind.GUEST, "guest_node.node:main", hypervisor=on, domid=index + 1, restart=name in restart)
         for index, (name, on) in enumerate(guests.items())
@@ -47,6 +47,7 @@ class Driver:
         self.counters_asked: list[str] = []
         self.records: list[Mapping[str, Any]] = []
         self.alive: set[str] = set()
+        self.dying: set[str] = set()
         self.immortal: set[str] = set()
         self.detached: set[str] = set()
 
@@ -60,6 +61,7 @@ class Driver:
 
     def kill(self, node: str) -> None:
         self.killed.append(node)
+        self.dying.add(node)
 
     def ask_counters(self, hypervisor: str) -> None:
         self.counters_asked.append(hypervisor)
@@ -102,7 +104,8 @@ class Driver:
         while (at := self.core.deadline()) is not None and at <= end:
             self.now = max(self.now, at)
             self.core.tick(self.now)
-            for name in [name for name in self.killed if name in self.alive - self.immortal]:
+            for name in sorted(self.dying & self.alive - self.immortal):
+                self.dying.discard(name)
                 self.end(name, KILL)
         self.now = end
 

@@ -196,13 +196,178 @@ def test_a_guest_that_cannot_be_started_again_stays_down() -> None:
 
 
 def test_late_words_of_a_former_life_are_not_those_of_the_next() -> None:
-    """The broker's news of an exit may come after the next process was started."""
-    driver = running(restart=("sender",))
-    driver.end("sender", 3, goodbye=False)
+    """The broker's news of an exit may come after the next process was started; they explain the end of the last."""
+    for late in (True, False):
+        driver = running(restart=("sender",))
+        driver.end("sender", 3, goodbye=False)
+        if not late:
+            driver.core.said_goodbye("sender", "old words", driver.now)
+        driver.wait(100 * MS)
+        driver.spawn("sender")
+        if late:
+            driver.core.said_goodbye("sender", "old words", driver.now)
+        node = node_of(driver, "sender")
+        assert (node.goodbye, node.detail) == (False, "")
+        assert node.last_error == "ended with exit code 3: old words"
+
+
+# ---- hypervisors ------------------------------------------------------------------------------------------
+
+
+def test_a_hypervisor_is_started_again_and_its_guests_come_with_it() -> None:
+    """After its wait; each guest when its former process is gone and the hypervisor ready, with no wait of its own."""
+    guests = {"sender": "hv0", "receiver": "hv0", "other": "hv1"}
+    driver = running(restart=("hv0",), guests=guests, hypervisors=("hv0", "hv1"))
+    driver.end("hv0", KILL)
+    assert driver.state("hv0") is NodeState.RESTARTING
+    driver.end("sender", 4)
+    assert (driver.to_start, driver.state("sender")) == ([], NodeState.RESTARTING)
     driver.wait(100 * MS)
+    assert driver.to_start == ["hv0"]
+    assert {name for name in ("sender", "receiver") if driver.core.comes_again(name)} == {"sender", "receiver"}
+    come_up(driver, "hv0")
+    assert driver.to_start == ["sender"], "the receiver's former process lives"
+    driver.end("receiver", KILL)
+    assert driver.to_start == ["sender", "receiver"]
+    for name in ("sender", "receiver"):
+        come_up(driver, name)
+        assert (driver.state(name), node_of(driver, name).restarts) == (NodeState.READY, 1)
+        assert node_of(driver, name).restarted == []
+    assert node_of(driver, "hv0").last_error == "was killed by SIGKILL"
+    assert (driver.state("other"), node_of(driver, "other").restarts) == (NodeState.READY, 0)
+    for name in ("sender", "receiver", "other"):
+        driver.end(name, 0)
+    assert verdict(driver) == (0, ())
+
+
+def test_who_had_ended_or_said_goodbye_does_not_come_again() -> None:
+    """A program that is through is not run a second time because its hypervisor died later."""
+    driver = running(restart=("hv0",), guests={"a": "hv0", "b": "hv0", "c": "hv0"})
+    driver.end("a", 0)
+    driver.core.said_goodbye("b", "", driver.now)
+    driver.end("hv0", KILL)
+    assert [driver.core.comes_again(name) for name in "abc"] == [False, False, True]
+    driver.end("b", 0)
+    driver.end("c", 0)  # it was not through: whatever it ends with, its hypervisor was the reason
+    states = [driver.state(name) for name in "abc"]
+    assert states == [NodeState.EXITED, NodeState.EXITED, NodeState.RESTARTING]
+    driver.wait(100 * MS)
+    come_up(driver, "hv0")
+    assert driver.to_start == ["c"]
+
+
+def test_a_guest_that_outlives_its_hypervisor_is_killed_and_comes_again() -> None:
+    """Even when the hypervisor is there again before."""
+    driver = running(restart=("hv0",), mode=Mode.UP)
+    driver.end("hv0", KILL)
+    driver.end("receiver", 4)
+    driver.wait(100 * MS)
+    come_up(driver, "hv0")
+    come_up(driver, "receiver")
+    driver.wait(ORPHANED)
+    assert (driver.killed, driver.to_start) == (["sender"], ["sender"])
+    assert node_of(driver, "sender").last_error == "was killed by SIGKILL: it outlived its hypervisor"
+    come_up(driver, "sender")
+    driver.wait(2 * ORPHANED)
+    assert (driver.killed, driver.state("sender")) == (["sender"], NodeState.READY)
+
+
+def test_a_hypervisor_that_dies_before_its_guests_are_back() -> None:
+    """They wait on; and a guest that waited for its own turn waits for the hypervisor instead."""
+    driver = running(restart=("hv0", "sender"), mode=Mode.UP)
+    driver.end("sender", 3)
+    driver.end("hv0", KILL)
+    driver.end("receiver", 4)
+    driver.wait(100 * MS)
+    come_up(driver, "hv0")
+    assert driver.to_start == ["sender", "receiver"]
+    driver.end("hv0", KILL)
+    assert not driver.core.may_start("sender")
+    driver.to_start.clear()
+    driver.wait(200 * MS)
+    come_up(driver, "hv0")
+    assert sorted(driver.to_start) == ["receiver", "sender"]
+    for name in ("sender", "receiver"):
+        come_up(driver, name)
+    assert {driver.state(name) for name in ("hv0", "sender", "receiver")} == {NodeState.READY}
+    assert [node_of(driver, name).restarts for name in ("hv0", "sender", "receiver")] == [2, 1, 1]
+
+
+def test_a_hypervisor_that_dies_while_its_guests_start() -> None:
+    """Those whose start was ordered and can not be carried out are ordered again; the lab comes up."""
+    driver = Driver(lab_spec(restart=("hv0",))).begin().up_to(Phase.STARTING_GUESTS)
     driver.spawn("sender")
-    driver.core.said_goodbye("sender", "old words", driver.now)
-    assert (node_of(driver, "sender").goodbye, node_of(driver, "sender").detail) == (False, "")
+    driver.end("hv0", KILL)
+    driver.spawn("receiver")
+    assert driver.started == ["broker", "hv0", "sender"]
+    driver.end("sender", 4)
+    assert "hypervisor hv0, which is restarting" in driver.core.waits(driver.now)[0]
+    driver.wait(100 * MS)
+    driver.up_to(Phase.RUNNING)
+    assert sorted(driver.started[3:]) == ["hv0", "receiver", "sender"]
+
+
+def use_up(driver: Driver) -> list[int]:
+    """Let the hypervisor die as often as it may; how long it waited each time, in ms."""
+    waits = []
+    for _ in range(RESTART_ROWS[NodeKind.HYPERVISOR].most):
+        driver.end("hv0", KILL)
+        for name in ("sender", "receiver"):
+            driver.end(name, 4)
+        began = driver.now
+        while not driver.to_start:
+            driver.wait(50 * MS)
+        waits.append((driver.now - began) // MS)
+        for name in ("hv0", "sender", "receiver"):
+            come_up(driver, name)
+    return waits
+
+
+def test_a_guest_that_was_not_ready_is_killed_at_once() -> None:
+    """It may not have attached, would go on asking, and must not find the hypervisor's next life."""
+    driver = Driver(lab_spec(restart=("hv0",))).begin().up_to(Phase.STARTING_GUESTS)
+    driver.spawn("sender")
+    driver.core.joined("sender", driver.now)
+    driver.spawn("receiver")
+    driver.core.ready("receiver", driver.now)
+    driver.end("hv0", KILL)
+    driver.wait(0)
+    assert driver.killed == ["sender"]
+    words = "was killed by SIGKILL: its hypervisor died before it was ready"
+    assert (driver.state("sender"), node_of(driver, "sender").last_error) == (NodeState.RESTARTING, words)
+    assert node_of(driver, "receiver").lives
+
+
+def test_a_hypervisor_that_dies_too_often_stays_down_and_its_guests_with_it() -> None:
+    """8 times in 60 s: the ninth death is the run's verdict, and names the hypervisor alone."""
+    driver = running(restart=("hv0",))
+    assert use_up(driver) == [100, 200, 400, 800, 1600, 3200, 5000, 5000]
+    driver.end("hv0", KILL)
+    driver.end("sender", 4)
+    often = "it was started again 8 times within 60 s"
+    assert verdict(driver) == (5, (f"hypervisor hv0 was killed by SIGKILL: {often}",))
+
+
+def test_the_budget_is_the_hypervisor_s() -> None:
+    """Its guests' lives with it are none of their own: one with `restart` has all of those left, one without none."""
+    driver = running(restart=("hv0", "sender"))
+    use_up(driver)
+    driver.end("sender", 3)
+    assert driver.state("sender") is NodeState.RESTARTING
+    driver.end("receiver", 3)
+    assert "guest receiver ended with exit code 3" in verdict(driver)[1]
+
+
+def test_a_lab_that_goes_down_while_its_hypervisor_is_between_two_lives() -> None:
+    """Nobody is started any more; who waited shows how it ended, and the hypervisor is the one that is named."""
+    driver = running(restart=("hv0",), timeout_ns=S)
+    driver.end("hv0", KILL)
+    driver.end("sender", 4)
+    driver.wait(50 * MS)
+    driver.core.stop(None, driver.now)
+    assert not driver.core.may_start("hv0")
+    assert (driver.state("hv0"), driver.state("sender")) == (NodeState.DIED, NodeState.FAILED)
+    assert verdict(driver) == (5, ("hypervisor hv0 was killed by SIGKILL",))
 
 
 # ---- attach connections -----------------------------------------------------------------------------------

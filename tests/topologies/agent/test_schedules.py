@@ -62,7 +62,7 @@ def play(driver: Driver, event: str, pick: int) -> None:
     checks=CHECKS,
     start=st.sampled_from([None, Phase.STARTING_GUESTS, Phase.RUNNING]),
     timeout=st.sampled_from([None, 1000 * MS]),
-    restart=st.sampled_from([(), ("a",), ("a", "b")]),
+    restart=st.sampled_from([(), ("a",), ("a", "b"), ("hv0",), ("hv0", "a")]),
 )
 @settings(max_examples=300, deadline=None)
 def test_every_schedule_ends_with_a_verdict_and_nobody_left(

@@ -67,7 +67,7 @@ def toolstack() -> tuple[Toolstack, list[tuple[str, list[Any]]]]:
 def test_a_restarted_guest_gets_a_fresh_domain_and_its_peers_learn_of_it() -> None:
     """The neighbours' table holds the new id from the moment it is given; another hypervisor's guests have none."""
     stack, told = toolstack()
-    stack.exited("a")
+    stack.exited("a", 1)
     stack.renew("a", 0)
     assert told == [("hv0", ["exited", "a", 1]), ("hv0", ["create", "a", 3, 1 << 20, 2])]
     assert (stack.peers("b"), stack.peers("a"), stack.peers("c")) == ({"a": 3}, {"b": 2}, {})
@@ -77,7 +77,7 @@ def test_a_restarted_guest_gets_a_fresh_domain_and_its_peers_learn_of_it() -> No
 def test_orders_are_repeated_until_they_are_answered() -> None:
     """A broker may die with what it was told."""
     stack, told = toolstack()
-    stack.exited("a")
+    stack.exited("a", 1)
     stack.renew("a", 0)
     del told[:]
     stack.repeat("hv0")
@@ -98,3 +98,19 @@ def test_a_late_answer_for_a_former_domain_starts_nobody() -> None:
     stack.renew("a", 0)
     assert not stack.answered("hv0", "domain-created", "a", 3, 0)
     assert stack.answered("hv0", "domain-created", "a", 4, 0)
+
+
+def test_a_dead_hypervisor_takes_its_domains_and_orders_along() -> None:
+    """What it was told is void; the ids rest; the late end of a process in one of them is nobody's order."""
+    stack, told = toolstack()
+    stack.renew("a", 0)
+    stack.hypervisor_died("hv0", 0)
+    assert [stack.give("a", 0), stack.give("b", 0)] == [4, 5]
+    del told[:]
+    stack.repeat("hv0")
+    for domid in (1, 3):
+        stack.exited("a", domid)
+    assert told == []
+    stack.exited("a", 4)
+    assert told == [("hv0", ["exited", "a", 4])]
+    assert stack.peers("a") == {"b": 5}

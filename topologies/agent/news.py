@@ -1,0 +1,114 @@
+"""What the agent hears over the broker, and what that means for the lab."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from broker.frames import Lane
+from broker.router import SILENCE_NS
+from topologies.agent.core import LabCore
+from topologies.agent.journal import Journal
+from topologies.agent.lives import Lives
+
+TOLD_BY_BROKER = ("joined", "ready")
+"""States of a node that stand in its events because the broker announces them."""
+
+
+class News:
+    """Tells the core, the lab's domains and the journal.
+
+    Args:
+        core: the lab.
+        journal: where events are written down.
+        lives: who cares for domains.
+        on_counters: called with a hypervisor's name when it has told its counters.
+        on_lost: called with the name of a hypervisor that an order did not reach.
+    """
+
+    def __init__(
+        self,
+        core: LabCore,
+        journal: Journal,
+        lives: Lives,
+        on_counters: Callable[[str], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._core = core
+        self._journal = journal
+        self._lives = lives
+        self._on_counters = on_counters
+        self._on_lost = on_lost
+
+    def on_record(self, _lane: Lane, record: Any, _payload: Any) -> None:
+        """Take what the broker said."""
+        now = time.monotonic_ns()
+        match list(record):
+            case ["node", str(name), _kind, str(state), str(detail)]:
+                self._on_node(name, state, detail, now)
+            case ["event", str(origin), "result", _name, str(text)]:
+                self._core.result(origin, _json_object(text))
+                self.note(origin, "result", (_json_object(text),))
+            case ["event", str(origin), str(code), *fields]:
+                self._core.event(origin, code, tuple(fields))
+                if code == "probe":
+                    self._journal.probes[origin] = tuple(fields)
+                self.note(origin, code, tuple(fields))
+                self._lives.on_domain(origin, code, fields, now)
+            case ["nobody" | "busy", str(name), ["exited" | "create", *_]]:
+                self._on_lost(name)
+            case ["told", str(name), ["counters", str(text)]]:
+                self._core.counters(name, _json_object(text), now)
+                self._on_counters(name)
+            case _:
+                pass  # refusals of what we told a node that has just gone, the broker's farewell
+
+    def _on_node(self, name: str, state: str, detail: str, now: int) -> None:
+        node = self._core.node(name)
+        if node is None or (state in TOLD_BY_BROKER and _pid(detail) not in (None, node.pid)):
+            return  # the agent itself, or late news of a former life
+        self.note(name, state, (detail,))
+        if state == "joined":
+            self._core.joined(name, now)
+            self._lives.repeat(name)
+        elif state == "ready":
+            self._core.ready(name, now)
+        elif state == "exited":
+            self._core.said_goodbye(name, _reason(detail), now)
+        self._core.silent(name, now - SILENCE_NS if state == "unresponsive" else None)
+        self._journal.touch()
+
+    def broker_silent(self, name: str, since: int | None) -> None:
+        """Nobody but the agent can tell that the broker `name` is silent, or (None) is heard."""
+        node = self._core.node(name)
+        if node is not None and (node.silent_since_ns is None) != (since is None):
+            self._core.silent(name, since)
+            self.note(name, "unresponsive" if since is not None else "heard", ())
+            self._journal.touch()
+
+    def note(self, node: str, code: str, fields: tuple[Any, ...]) -> None:
+        """Write an event down, if it is one of the lab's nodes'."""
+        if self._core.node(node) is not None:
+            self._journal.event(node, code, fields)
+
+
+def _reason(detail: str) -> str:
+    """The node's own words in the broker's ``exit 3: words``."""
+    _code, colon, words = detail.partition(": ")
+    return words.strip() if colon else detail
+
+
+def _pid(detail: str) -> int | None:
+    """The process that the broker's ``pid 17, was in epoch 1`` speaks of."""
+    words = detail.replace(",", " ").split()
+    return int(words[1]) if words[:1] == ["pid"] and words[1:] and words[1].isdigit() else None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
