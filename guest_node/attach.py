@@ -8,6 +8,7 @@ import mmap
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,7 @@ from hmx.vcpu_area import AREA_SIZE
 
 _MAX_FDS: Final = 253
 _BRIEFLY_S: Final = 0.0002
+_PAUSE_S: Final = 0.00005
 
 
 @dataclass(slots=True)
@@ -51,6 +53,10 @@ class Bells:
     def yield_cpu(self) -> None:
         """Let another process run."""
         os.sched_yield()
+
+    def pause(self) -> None:
+        """Sleep a little."""
+        time.sleep(_PAUSE_S)
 
     def wait_briefly(self) -> None:
         """Wait for the hypervisor's bell, at most 200 us.  select: poll and epoll would round up to a millisecond."""

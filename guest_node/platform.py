@@ -18,6 +18,9 @@ class Platform(Protocol):
     def yield_cpu(self) -> None:
         """Let another process (the hypervisor, most likely) run; returns at once if none wants to."""
 
+    def pause(self) -> None:
+        """Block the whole guest for about 50 microseconds, bell or no bell."""
+
     def wait_briefly(self) -> None:
         """Block the whole guest until the hypervisor rings or at most 200 microseconds have passed."""
 

@@ -119,8 +119,11 @@ class GuestMemory(Protocol):
     def write(self, ctx: int, va: int, data: Buffer) -> bool:
         """Copy `data` to `va`, page by page; False at a faulting page, before which all HAS been written."""
 
-    def ring(self, gfns: Sequence[int]) -> RingPages | int:
-        """Take pages for a ring, or the negated errno of the first unfit page."""
+    def ring(self, gfns: Sequence[int], pointers: int = 0) -> RingPages | int:
+        """Take pages for a ring, or the negated errno of the first unfit page.
+
+        `pointers`: where in the first page rx_ptr lies, with tx_ptr behind it (0: Argo, 20: v4v).
+        """
 
     def translate(self, ctx: int, va: int, access: Access) -> int | None:
         """The guest physical address of `va`, or FAULT."""
@@ -144,11 +147,11 @@ class MappedRingPages:
 
     __slots__ = ("_ends", "_rx", "_tx", "_views", "_words", "extents", "flat", "npages")
 
-    def __init__(self, view: memoryview, words: memoryview, gfns: Sequence[int]) -> None:
+    def __init__(self, view: memoryview, words: memoryview, gfns: Sequence[int], pointers: int = 0) -> None:
         self.npages = len(gfns)
         self.extents = _extents(gfns)
         self._words = words
-        self._rx = gfns[0] * PAGE_SIZE // 4
+        self._rx = (gfns[0] * PAGE_SIZE + pointers) // 4
         self._tx = self._rx + 1
         address, length = self.extents[0]
         views = [view[address + _RING_HEADER : address + length]]
@@ -271,7 +274,7 @@ class MappedMemory:
         self._view[va : va + reach] = memoryview(data)[:reach]
         return False
 
-    def ring(self, gfns: Sequence[int]) -> MappedRingPages | int:
+    def ring(self, gfns: Sequence[int], pointers: int = 0) -> MappedRingPages | int:
         """Pages for a ring, or the negated errno of the first unfit one."""
         limit = self.size >> PAGE_SHIFT
         odd, refuses = self._odd, self._refuses_reference
@@ -284,7 +287,7 @@ class MappedMemory:
                     return -rule.ring_error
                 if gfn in refuses:
                     return -Errno.EINVAL
-        return MappedRingPages(self._view, self._words, gfns)
+        return MappedRingPages(self._view, self._words, gfns, pointers)
 
     def translate(self, ctx: int, va: int, access: Access) -> int | None:
         """The guest physical address of `va`, or FAULT."""

@@ -179,7 +179,13 @@ class HypervisorSide:
         waiting = (self.post_tail - head) & _MASK
         last = self._posted.get(entry)
         if last is not None and waiting <= POST_ENTRIES and (last - head) & _MASK < waiting:
-            return False
+            # What this interrupt announces must be visible before a head that lets it coalesce is believed: the guest
+            # moves the head, fences, and looks.
+            fence()
+            head = load32(self.words, _POST_HEAD)
+            waiting = (self.post_tail - head) & _MASK
+            if waiting <= POST_ENTRIES and (last - head) & _MASK < waiting:
+                return False
         if entry in self.backlog:
             return False
         if waiting >= POST_ENTRIES:

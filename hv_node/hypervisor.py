@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from hmx.argo.abi import Op
 from hmx.memory import GuestMemory
+from hmx.notify import LINE_IRQ
 from hmx.shm import words64
 from hmx.trap import (
     CALL,
@@ -35,8 +36,11 @@ from hv_node.hvm import TURN, AsyncCall, Hvm, Vcpu
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
+from hv_node.v4v.core import V4v, V4vOptions
 from hv_node.xsm import Xsm
 
+V4V_SPEAKERS: Final = frozenset({"uxen", "ax", "whpx"})  # personalities that serve v4v beside Argo
+SHOWN: Final = 16  # calls of a turn after which their answers are shown, so that a guest goes on beside us
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _LINK: Final = int(FrameFlag.LINK)
@@ -74,7 +78,8 @@ class Hypervisor:
         self.domains = DomainTable()
         self.argo = Argo(self.domains, xsm, self, options)
         self.bells: dict[Vcpu, None] = {}
-        self._executor = Executor(personality, cpu, self.argo, self.post, doors, notifications)
+        self.v4v = V4v(self.domains, self, V4vOptions(), self._v4v_signal) if personality.name in V4V_SPEAKERS else None
+        self._executor = Executor(personality, cpu, self.argo, self.post, doors, notifications, self.v4v)
         self._on_event = on_event
         self._hvms: dict[int, Hvm] = {}
         kind = self._executor.kind_of_xen_call()
@@ -102,6 +107,8 @@ class Hypervisor:
             hvm.gic = self._gic(hvm)
         self._hvms[domid] = hvm
         self.argo.domain_init(domain)
+        if self.v4v is not None:
+            self.v4v.domain_init(domain)
         return hvm
 
     def _gic(self, hvm: Hvm) -> Gic:
@@ -127,6 +134,8 @@ class Hypervisor:
         for vcpu in hvm.vcpus:
             self.bells.pop(vcpu, None)
         self.argo.domain_kill(hvm.domain)
+        if self.v4v is not None:
+            self.v4v.domain_kill(hvm.domain)
 
     def free_domain(self, domid: int) -> None:
         """The last reference is gone: the id no longer resolves."""
@@ -156,9 +165,11 @@ class Hypervisor:
         count = min(count, area.room() - vcpu.deferred, budget)
         taken = 0
         while taken < count and vcpu.blocked is None:
-            quick = self._run_calls(vcpu, count - taken)
+            quick = self._run_calls(vcpu, min(count - taken, SHOWN))
             taken += quick
-            if not quick:
+            if quick:
+                area.publish()
+            else:
                 head, regs = area.take()
                 taken += 1
                 self._step(vcpu, head, regs)
@@ -281,6 +292,13 @@ class Hypervisor:
         hvm.counters.interrupts_posted += 1
         if vcpu.area.guest_sleeps():
             self.bells[vcpu] = None
+
+    def _v4v_signal(self, domid: int) -> None:
+        """v4v's only signal: ISA line 7, for all rings (uXen); the device model's domain has it too."""
+        hvm = self._hvms.get(domid)
+        if hvm is not None:
+            hvm.counters.interrupts_raised += 1
+            self._interrupt(hvm, 0, post_entry(Post.EXTINT, LINE_IRQ))
 
     def _masked(self, hvm: Hvm, port: int) -> bool:
         if hvm.shared_info is None:

@@ -211,6 +211,18 @@ def gc(format: FormatOption = Format.TABLE) -> None:
 
 
 @app.command()
+def services(format: FormatOption = Format.TABLE) -> None:
+    """Print the well-known Argo ports, and uXen's beside them."""
+
+    def act() -> int:
+        from topologies.commands import services as command
+
+        return command.services(format)
+
+    _finish(act)
+
+
+@app.command()
 def doctor(format: FormatOption = Format.TABLE) -> None:
     """Say what this machine can run, and what to do where it cannot.  Exit code 4 when something is missing."""
 

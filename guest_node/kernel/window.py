@@ -26,6 +26,7 @@ _CANCELED: Final = int(Outcome.CANCELED)
 _EAGAIN: Final = -int(Errno.EAGAIN)
 _OUTCOME: Final = 1  # places in a completion that lies flat
 _REGS: Final = 6
+_PAUSES: Final = 0  # before the hypervisor is asked to ring
 _TURNS: Final = 16  # batches before the guest's other tasks have their turn
 
 Compose = Callable[[memoryview, int, int], object]
@@ -99,13 +100,22 @@ class SendWindow:
             taken = self._harvest()
             if self._inflight:
                 if not taken and not filled:
-                    await self._vcpu.answer_to(self._inflight[0])
+                    await self._answered()
             elif self._failed:
                 await self._room()
                 self._failed, self._next = False, self._done
             turns += 1
             if turns % _TURNS == 0:
                 await asyncio.sleep(0)
+
+    async def _answered(self) -> None:
+        """Return when the oldest message in flight is answered: much is answered in a little while, by one look."""
+        oldest = self._inflight[0]
+        for _ in range(_PAUSES):
+            self._vcpu.pause()
+            if oldest in self._vcpu.answers():
+                return
+        await self._vcpu.answer_to(oldest)
 
     def close(self) -> None:
         """Give the window's pages back.  Nothing may be in flight."""

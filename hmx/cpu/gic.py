@@ -21,10 +21,10 @@ place is said by the pair:
   that raced with the recall names the older generation and is thus no answer.  At most three generations are in
   flight and eight bits tell them apart.
 
-:meth:`VirtualCpuInterface.sync` answers recalls; every method that looks at the list registers calls it first, so that
-nothing recalled is ever delivered.  :meth:`VirtualCpuInterface.take_maintenance` tells the owner to ring the
-hypervisor, as a maintenance interrupt would: after a recall was answered, after an entry with the EOI bit has ended,
-and when no entry is merely pending any more while the hypervisor holds more (`more` in lr[0]).
+:meth:`VirtualCpuInterface.sync` answers recalls; a recalled entry is never delivered, answered or not.
+:meth:`VirtualCpuInterface.take_maintenance` tells the owner to ring the hypervisor, as a maintenance interrupt would:
+after a recall was answered, after an entry with the EOI bit has ended, and when no entry is merely pending any more
+while the hypervisor holds more (`more` in lr[0]).
 """
 
 from __future__ import annotations
@@ -289,13 +289,13 @@ class VirtualCpuInterface:
         return bool(both)
 
     def _deactivate(self, value: int) -> int | None:
-        self.sync()
         for n in range(self._lrs):
             word = load64(self._words, self._lr + n)
             if self._offered(n, word) & LrState.ACTIVE and _VINTID.get(word) == value:
                 self._store(n, word, _MY_TAKEN.get(self._mine[n]), False)
                 self._after(n)
                 return None
+        self.sync()  # the hypervisor must know that the entry was active before it is told to deactivate it
         return value
 
     # -- registers ----

@@ -25,6 +25,7 @@ from hv_node.doors.silicon import CPUS
 from hv_node.doors.tables import has_own_call, with_doors
 from hv_node.effects import PENDING
 from hv_node.hvm import AsyncCall, Hvm, Vcpu
+from hv_node.v4v.core import V4v
 
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -58,6 +59,7 @@ class Executor:
         post: Callable[[int, int, int], None],
         doors: Sequence[str],
         notifications: Sequence[str],
+        v4v: V4v | None = None,
     ) -> None:
         self.personality = personality
         self.cpu_name = cpu
@@ -65,6 +67,7 @@ class Executor:
         self.notifications = tuple(notifications)
         self.call_instruction = next((_OPCODES[row.kind] for row in CALL_INSTRUCTIONS if row.cpu == cpu), b"")
         self.own_call = _own_call(personality, doors)
+        self._v4v = v4v
         self._post = post
         self._offered = with_doors(personality, doors)
         self._silicon = CPUS[cpu]
@@ -175,9 +178,12 @@ class Executor:
         """The notification modes as bits of a door's features."""
         return sum(row.feature for row in MODES if row.name in self.notifications)
 
-    def v4v_call(self, call: Call, op: int, *arguments: int) -> int:  # noqa: ARG002
-        """A v4v operation: a hypervisor built without v4v answers -ENOSYS."""
-        return -Errno.ENOSYS & _M64
+    def v4v_call(self, call: Call, op: int, *arguments: int) -> int:
+        """A v4v operation; a hypervisor without v4v answers -ENOSYS."""
+        call.vcpu.hvm.counters.hypercalls += 1
+        if self._v4v is None:
+            return -Errno.ENOSYS & _M64
+        return self._v4v.op(call.vcpu.hvm.domain, op, *arguments, ctx=call.ctx) & _M64
 
     def _token(self, call: Call) -> Vcpu | AsyncCall:
         """What an operation that stays pending is completed with."""

@@ -95,9 +95,9 @@ def _bind_vcpu(post: Post, hvm: Hvm, _cmd: int, arg: int, ctx: int) -> int:
     before = hvm.evtchn.is_open(fields[0])
     ret = hvm.evtchn.bind_vcpu(*fields)
     hvm.routes.clear()
-    if ret == 0 and before is not None and before != fields[1]:
+    if ret == 0 and before is not None and before != fields[1] and hvm.vcpus[before].area.guest_sleeps():
         # What was posted there while the port was masked rang no bell, and nothing else comes by there any more.
-        # Port 0 is nobody's: it only has the vCPU look at its posts.
+        # Port 0 is nobody's: its post only has the vCPU woken and look.
         post(hvm.domain.domid, before, vcpu_area.post_entry(vcpu_area.Post.PORT, 0))
     return ret
 

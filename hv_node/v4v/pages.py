@@ -8,34 +8,21 @@ header leaves it short of pages by less than one header; what would lie behind t
 from __future__ import annotations
 
 from hmx.argo.abi import RING_HEADER_SIZE
-from hmx.errno import Errno
-from hmx.memory import FAULT, PAGE_SIZE, GuestMemory, RingPages
-from hmx.shm import fence, load32, store32, words32
-from hmx.v4v.abi import RX_PTR, TX_PTR
-
-_RX = RX_PTR // 4
-_TX = TX_PTR // 4
+from hmx.memory import PAGE_SIZE, GuestMemory, RingPages
+from hmx.v4v.abi import RX_PTR
 
 
 class V4vPages:
     """Pages `gfns` of `memory`, in ring order."""
 
-    __slots__ = ("_pages", "_words", "capacity", "gfns")
+    __slots__ = ("_pages", "capacity", "gfns", "load_rx", "store_tx")
 
-    def __init__(self, pages: RingPages, header: memoryview, gfns: tuple[int, ...]) -> None:
+    def __init__(self, pages: RingPages, gfns: tuple[int, ...]) -> None:
         self._pages = pages
-        self._words = words32(header)
+        self.load_rx = pages.load_rx
+        self.store_tx = pages.store_tx
         self.gfns = gfns
         self.capacity = len(gfns) * PAGE_SIZE - RING_HEADER_SIZE
-
-    def load_rx(self) -> int:
-        """The guest's rx_ptr, one load."""
-        return load32(self._words, _RX)
-
-    def store_tx(self, value: int) -> None:
-        """Publish tx_ptr after all that was copied in."""
-        fence()
-        store32(self._words, _TX, value)
 
     def copy_in(self, at: int, data: bytes | memoryview, ring_len: int) -> int:
         """Copy `data` to `at` of a data area of `ring_len` bytes, past its end to its start.  Where it goes on, or -1.
@@ -56,8 +43,5 @@ class V4vPages:
 
 def take_pages(memory: GuestMemory, gfns: tuple[int, ...]) -> V4vPages | int:
     """The pages for a ring, or the negated errno of the first unfit one."""
-    pages = memory.ring(gfns)
-    if isinstance(pages, int):
-        return pages
-    header = memory.read(0, gfns[0] * PAGE_SIZE, RING_HEADER_SIZE)
-    return -Errno.EINVAL if header is FAULT else V4vPages(pages, header, gfns)
+    pages = memory.ring(gfns, RX_PTR)
+    return pages if isinstance(pages, int) else V4vPages(pages, gfns)

@@ -56,7 +56,7 @@ class Rig:
     def pump(self) -> None:
         """Let both sides do what is due, until nothing is."""
         rounds = 0
-        while any([self.ring(vcpu) for vcpu in range(len(self.cpus))]):
+        while sum(self.ring(vcpu) for vcpu in range(len(self.cpus))):
             rounds += 1
             assert rounds < 1000, "guest and hypervisor ring each other for ever"
 

@@ -90,7 +90,7 @@ class MirroredMemory(MappedMemory):
         self.log.append((va, bytes(data)))
         return super().write(ctx, va, data)
 
-    def ring(self, gfns: Sequence[int]) -> MappedRingPages | int:
+    def ring(self, gfns: Sequence[int], pointers: int = 0) -> MappedRingPages | int:
         pages = super().ring(gfns)
         return pages if isinstance(pages, int) else RecordedPages(self._view, self._words, gfns, self.log)
 

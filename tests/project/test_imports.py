@@ -32,7 +32,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "broker": NODE,
     "hv_node": NODE,
     "guest_node": NODE,
-    "topologies": NODE | {"pydantic", "pydantic_core", "yaml", "typer", "rich"},
+    "topologies": NODE | {"pydantic", "pydantic_core", "yaml", "typer", "rich", "fdt"},
 }
 """Which distributions each may import beside the standard library."""
 

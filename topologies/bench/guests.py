@@ -58,14 +58,16 @@ async def receive_windowed(guest: Guest) -> None:
 
 def _take_large(inbox: Inbox, ledger: Ledger, scratch: bytearray, inplace: bool) -> int:
     consumer = inbox.consumer
-    if inplace:
-        found = consumer.view()
-        if found is None:
-            return 0
-        if not found.second:
+    found = consumer.view()
+    if found is None:
+        return 0
+    if len(found.first) == ledger.size:
+        if inplace:
             ledger.take(found.first)
-            consumer.consume()
-            return 1
+        else:
+            ledger.take_copy(found.first, memoryview(scratch))
+        consumer.consume()
+        return 1
     n = copy_out(inbox, scratch)
     if not n:
         return 0

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PORT: Final = 0x4242
 MESSAGE_TYPE: Final = 0x42454E43
-YIELDS: Final = 20
+YIELDS: Final = 4
+PAUSES: Final = 3
 
 
 def hypervisor_pid() -> int:
@@ -122,6 +123,10 @@ class Inbox:
             if available():
                 return
         await self.tell()
+        for _ in range(PAUSES):
+            self.vcpu.pause()
+            if available():
+                return
         while not available():
             self._waiter = asyncio.get_running_loop().create_future()
             self.vcpu.poll_interrupts()  # what was posted before is stale; from here on a message posts anew

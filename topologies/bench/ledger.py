@@ -17,6 +17,9 @@ DISTINCT: Final = 4
 DIRECT: Final = 512
 """Messages up to this size go through the CRC whole; larger ones by comparison with the expected body."""
 
+PIECE: Final = 65536
+"""Bytes of a body that are compared at once; a body repeats itself every four."""
+
 _FOLD: Final = struct.Struct("<QI")
 
 
@@ -40,6 +43,23 @@ class Ledger:
         self.checksum = 0
         self._bodies = bodies(size)
         self._crcs = [zlib.crc32(memoryview(known)[STAMP.size :]) for known in self._bodies]
+        self._pieces = [bytearray(body(PIECE + STAMP.size, sequence)) for sequence in range(DISTINCT)]
+
+    def take_copy(self, message: memoryview, target: memoryview) -> None:
+        """Copy one whole message of this ledger's size into `target` and account for the copy, a piece at a time: what
+        was copied is looked at while it is still in a cache.
+        """
+        sequence = STAMP.unpack_from(message)[0]
+        which, known = sequence % DISTINCT, True
+        piece = self._pieces[which]
+        target[: STAMP.size] = message[: STAMP.size]
+        for at in range(STAMP.size, self.size, PIECE):
+            end = min(at + PIECE, self.size)
+            target[at:end] = message[at:end]
+            known = known and (piece if end - at == PIECE else piece[: end - at]) == target[at:end]
+        crc = self._crcs[which] if known else zlib.crc32(target[STAMP.size :])
+        self.checksum = zlib.crc32(_FOLD.pack(sequence, crc), self.checksum)
+        self.count += 1
 
     def take(self, message: bytes | bytearray | memoryview) -> None:
         """Account for one whole message, contiguous in memory."""
@@ -47,15 +67,27 @@ class Ledger:
             self.checksum = zlib.crc32(message, self.checksum)
         else:
             sequence = STAMP.unpack_from(message)[0] if len(message) >= STAMP.size else 0
-            known = self._bodies[sequence % DISTINCT]
-            stamp(known, sequence)
-            # A bytearray compares by memcmp: every byte is looked at.
-            if known == message:
+            view = memoryview(message)[STAMP.size :]
+            if self._is_known(sequence % DISTINCT, view):
                 crc = self._crcs[sequence % DISTINCT]
             else:
-                crc = zlib.crc32(memoryview(message)[STAMP.size :])
+                crc = zlib.crc32(view)
             self.checksum = zlib.crc32(_FOLD.pack(sequence, crc), self.checksum)
         self.count += 1
+
+    def _is_known(self, which: int, view: memoryview) -> bool:
+        """Whether `view` is body `which`, byte for byte, a piece at a time that stays in a cache.
+
+        A bytearray compares by memcmp: every byte is looked at.
+        """
+        piece, size = self._pieces[which], self.size - STAMP.size
+        if len(view) != size:
+            return False
+        whole = size - size % PIECE
+        for at in range(0, whole, PIECE):
+            if piece != view[at : at + PIECE]:
+                return False
+        return piece[: size - whole] == view[whole:]
 
     def take_all(self, messages: Sequence[bytes | bytearray | memoryview]) -> None:
         """Account for several whole messages, as `take` does for each."""

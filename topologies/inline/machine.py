@@ -66,6 +66,10 @@ class InlineBells:
         """Perhaps the hypervisor runs now, perhaps something else does."""
         self._machine.maybe_turn()
 
+    def pause(self) -> None:
+        """Perhaps the hypervisor runs now."""
+        self._machine.maybe_turn()
+
     def wait_briefly(self) -> None:
         """Perhaps the hypervisor runs now; a guest that goes on waiting suspends its task."""
         self._machine.maybe_turn()

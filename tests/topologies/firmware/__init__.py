@@ -1,0 +1,1 @@
+"""Tests of the firmware that the planner writes."""
