@@ -91,7 +91,7 @@ mutate: setup
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m tests.mutate --report=$(REPORTS)/mutate.txt
 
-# docs/tables.md is written from the code's tables; a test compares.
+# docs/tables.md, and the tables of doors.md and interrupts.md, are written from the code's; a test compares.
 docs: setup
 	$(BIN)/python docs/generate.py
 

@@ -30,6 +30,7 @@ class GuestConfig:
         seed: Seed of all its randomness.
         base_dir: Where relative paths of input files start: the topology's directory.
         output_dir: Where the program's output files go.
+        apic: Whether its vCPUs have local APICs, on x86.
     """
 
     lab: str
@@ -51,3 +52,4 @@ class GuestConfig:
     seed: int
     base_dir: str
     output_dir: str
+    apic: bool = True

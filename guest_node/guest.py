@@ -41,6 +41,8 @@ class Guest:
         driver_randomness: Randomness,
         files: Files,
         log: Callable[[str], None],
+        probe: Mapping[str, Any] = MappingProxyType({}),
+        counters: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.name = name
         self.domid = domid
@@ -48,6 +50,8 @@ class Guest:
         self.peers = MappingProxyType(peers)  # its shell's own: a peer that was restarted has another id
         self.random = randomness
         self.files = files
+        self.probe = probe  # what the kernel found at its start: hypervisors, doors, its choice
+        self.counters = counters  # what the guest's side counted up to now: `arch` and `host` apart
         # The driver's draws depend on timing (ports, retries); a program's own are the same in every run of a seed.
         self.driver = ArgoDriver(calls, driver_randomness)
         self.argo = ArgoSockets(self.driver)

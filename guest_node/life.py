@@ -58,17 +58,25 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
     try:
         program = load(config.program, config.base_dir)
         kernel = await boot(vcpus, memory, machine_of(config))
-    except (BootError, LoadError) as error:
+    except LoadError as error:
+        world.log(f"{type(error).__name__}: {error}")
+        return Ending(FAILED, str(error))
+    except BootError as error:
+        found = error.probe.report()
+        world.tell(["event", "probe", json.dumps(found)])
+        world.tell(["event", "result", config.name, json.dumps({"door": found["chosen"], "error": str(error)})])
         world.log(f"{type(error).__name__}: {error}")
         return Ending(FAILED, str(error))
     except Exception as error:  # what a user's module raises while it is imported
         return _raised(error, world)
-    world.tell(["event", "probe", json.dumps({**kernel.probe.report(), "notification": kernel.interrupts.mode})])
+    found = {**kernel.probe.report(), "notification": kernel.interrupts.mode, "said": kernel.interrupts.said}
+    world.tell(["event", "probe", json.dumps(found)])
     if kernel.interrupts.said:
         world.log(kernel.interrupts.said)
     guest = Guest(
         name=config.name, domid=kernel.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
         randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
+        probe=found, counters=lambda: counters(kernel),
     )  # fmt: skip
     if world.gone is not None:
         world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.driver.end(gone.result()))
@@ -80,7 +88,7 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
 
 def machine_of(config: GuestConfig) -> Machine:
     """What the kernel is told about the machine it runs on."""
-    return Machine(Arch[config.arch.upper()], config.door, config.notification, domid=config.domid)
+    return Machine(Arch[config.arch.upper()], config.door, config.notification, config.apic, config.domid)
 
 
 async def _run(program: Program, guest: Guest, world: World) -> Ending:

@@ -18,7 +18,7 @@ GITS_BASE: Final = 0x0808_0000
 GITS_SIZE: Final = 0x2_0000
 GICR_BASE: Final = 0x080A_0000
 GICR_STRIDE: Final = 0x2_0000  # RD_base and SGI_base of one vCPU
-GIC_LAST: Final = 0x0BFF_FFFF
+GIC_LAST: Final = 0x08FF_FFFF  # room for the redistributors of 123 vCPUs
 
 LINE_INTID: Final = 39  # SPI 7: the one line for all rings
 PER_CPU_INTID: Final = 24  # a PPI that nothing else uses here

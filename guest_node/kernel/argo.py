@@ -77,8 +77,21 @@ class Argo:
 
     # -- the five calls ----
 
-    async def register_ring(self, ring: RingMemory, port: int, partner: int, flags: int = 0) -> int:
-        """Register `ring` as (port, partner); 0 or a negated errno."""
+    async def register_ring(
+        self,
+        ring: RingMemory,
+        port: int,
+        partner: int,
+        flags: int = 0,
+        *,
+        interrupt: tuple[int, int] | None = None,
+        vcpu: Vcpu | None = None,
+    ) -> int:
+        """Register `ring` as (port, partner), anew if it is; 0 or a negated errno.
+
+        `interrupt`: (address, data) of its own interrupt, else what `ring_interrupt` gives it.  `vcpu` makes the call:
+        with a vector for each vCPU, it is the one that is interrupted.
+        """
         count = len(ring.gfns)
         slot, gfns = self._take_slot(), 0
         pages = pages_for(count * _GFN)
@@ -86,13 +99,14 @@ class Argo:
             gfns = self.memory.pages.allocate(pages)
             struct.pack_into(f"<{count}Q", self._ram, gfns * PAGE_SIZE, *ring.gfns)
             operation: int = Op.REGISTER_RING
-            if self.ring_interrupt is None:
+            if interrupt is None and self.ring_interrupt is not None:
+                interrupt = await self.ring_interrupt()
+            if interrupt is None:
                 abi.REGISTER_RING.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len)
             else:
                 operation = NotifyOp.REGISTER_RING_EX
-                message = await self.ring_interrupt()
-                REGISTER_RING_EX.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len, 0, *message, 0)
-            return await self.call(operation, slot.address, gfns * PAGE_SIZE, count, flags)
+                REGISTER_RING_EX.pack_into(self._ram, slot.address, port, partner, 0, ring.ring_len, 0, *interrupt, 0)
+            return await self.call(operation, slot.address, gfns * PAGE_SIZE, count, flags, vcpu)
         finally:
             if gfns:
                 self.memory.pages.release(gfns, pages)
@@ -175,9 +189,9 @@ class Argo:
 
     # -- frames ----
 
-    async def call(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
-        """One argo_op; the int32 result."""
-        return self._result(await self.vcpu.trap(self.call_trap(cmd, a1, a2, a3, a4)))
+    async def call(self, cmd: int, a1: int, a2: int, a3: int, a4: int, vcpu: Vcpu | None = None) -> int:
+        """One argo_op, by `vcpu` instead of the first; the int32 result."""
+        return self._result(await (vcpu or self.vcpu).trap(self.call_trap(cmd, a1, a2, a3, a4)))
 
     def call_trap(self, cmd: int, a1: int, a2: int, a3: int, a4: int) -> Trap:
         """The frame of one argo_op by this guest's door."""

@@ -16,6 +16,7 @@ from guest_node.vcpu import Vcpu
 from hmx import xen
 from hmx.cpu.gic import VirtualCpuInterface
 from hmx.cpu.lapic import LocalApic
+from hmx.firmware import ArgoDevice
 from hmx.shm import words64
 from hmx.trap import Arch
 
@@ -37,6 +38,7 @@ class Machine:
     notification: str = "auto"
     apic: bool = True
     domid: int | None = None  # where no hypervisor tells it
+    firmware: str = "none"  # or "acpi", "devicetree": what the hypervisor placed in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Kernel:
     probe: Probe
     argo: Argo
     interrupts: Interrupts
+    firmware: ArgoDevice | None = None  # Argo as the firmware describes it
 
     @property
     def domid(self) -> int:
@@ -69,11 +72,21 @@ async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView, machine: Machine 
     domid = next((each for each in (found.domid, machine.domid) if each is not None), xen.DOMID_SELF)
     argo = Argo(vcpus[0], memory, found.door, domid)
     interrupts = Interrupts(tuple(vcpus), argo, found)
+    device = None
+    if machine.firmware != "none":
+        from guest_node.kernel import firmware  # the readers of tables are for guests that have some
+
+        try:
+            device = firmware.read_firmware(memory, machine.firmware)
+        except firmware.FirmwareError as error:
+            raise BootError(str(error), found) from None
+        if device is not None:
+            firmware.follow(interrupts.controller, device)
     try:
         await interrupts.choose(machine.notification)
     except NoInterrupts as error:
         raise BootError(str(error), found) from None
-    return Kernel(tuple(vcpus), memory, found, argo, interrupts)
+    return Kernel(tuple(vcpus), memory, found, argo, interrupts, device)
 
 
 def _no_door(found: Probe) -> str:

@@ -11,10 +11,12 @@ from typing import Final
 
 from guest_node.kernel.argo import Argo, hypercall_trap
 from guest_node.kernel.controllers import PRIORITY_VECTORS, Apics, Controller, GicDriver
+from guest_node.kernel.ipi import connect_apics
 from guest_node.kernel.probe import Probe
 from guest_node.vcpu import Vcpu
 from hmx import xen
 from hmx.argo.abi import VIRQ_ARGO
+from hmx.argo.calls import RingMemory
 from hmx.cpu.evtchn import EventChannelPage
 from hmx.doors import Convention
 from hmx.errno import Errno
@@ -43,6 +45,8 @@ class Interrupts:
         self.controller: Controller = Apics() if vcpus[0].gic is None else GicDriver(vcpus[0])
         self._probe = probe
         self._rings = 0
+        if all(vcpu.apic is not None for vcpu in vcpus):
+            connect_apics(vcpus)
 
     async def choose(self, wanted: str) -> None:
         """Arrange `wanted`, or the best for "auto".  Raises NoInterrupts."""
@@ -92,7 +96,50 @@ class Interrupts:
         vcpu = self.vcpus[index // len(PRIORITY_VECTORS) % len(self.vcpus) if urgent else index % len(self.vcpus)]
         return await self.controller.message(vcpu, index, urgent, self.argo.virq)
 
+    async def place_ring(self, ring: RingMemory, port: int, partner: int, vcpu: int, number: int = 0) -> int:
+        """Register `ring`, anew if it is, so that it interrupts `vcpu` from now on; 0 or a negated errno.
+
+        With interrupts of the rings' own, `number` says which one: rings with the same number share it; by priority a
+        higher one (of 0 to 3) is served first.  What was raised before comes by the old way.
+        """
+        target = self.vcpus[vcpu]
+        message = None
+        if MODE_OF[self.mode].own_vectors:
+            urgent = self.mode == "vectors-by-priority"
+            message = await self.controller.message(target, number, urgent, self.argo.virq)
+        return await self.argo.register_ring(ring, port, partner, interrupt=message, vcpu=target)
+
+    async def set_vector(self, vcpu: int, vector: int) -> int:
+        """Have `vcpu` told by `vector` (x86) of its rings without interrupts of their own; 0 or a negated errno."""
+        self.vcpus[vcpu].on_vector(vector, self.argo.virq)
+        return await self.argo.call(NotifyOp.SET_NOTIFICATION, Mode.VECTOR_PER_CPU, vcpu, vector, 0)
+
     # -- event channels ----
+
+    async def bind_vcpu(self, vcpu: int, caller: int = 0) -> int:
+        """EVTCHNOP_bind_vcpu: VIRQ_ARGO interrupts `vcpu` from now on.  `caller` makes the hypercall."""
+        return await self._evtchn_op(EvtchnOp.BIND_VCPU, xen.BIND_VCPU.pack(self.virq_port, vcpu), caller)
+
+    def mask(self) -> None:
+        """Hold VIRQ_ARGO back: it may become pending, and nobody is interrupted."""
+        assert self.page is not None, "only event channels are masked one by one"
+        self.page.mask(self.virq_port)
+
+    async def unmask(self, caller: int = 0) -> int:
+        """EVTCHNOP_unmask: let VIRQ_ARGO through, and what was held back."""
+        return await self._evtchn_op(EvtchnOp.UNMASK, xen.UNMASK.pack(self.virq_port), caller)
+
+    async def _evtchn_op(self, op: EvtchnOp, argument: bytes, caller: int) -> int:
+        call = self._probe.own_call()
+        assert call is not None, "event channels are Xen's"
+        memory = self.argo.memory
+        frame = memory.pages.allocate(1)
+        at = frame * PAGE_SIZE
+        try:
+            memory.buffer[at : at + len(argument)] = argument
+            return await self._hypercall(call, Hypercall.EVENT_CHANNEL_OP, op, at, caller)
+        finally:
+            memory.pages.release(frame, 1)
 
     async def _bind_virq(self) -> None:
         call = self._probe.own_call()
@@ -120,8 +167,8 @@ class Interrupts:
         for vcpu in self.vcpus:  # the port may be moved to another vCPU
             vcpu.on_port(self.virq_port, self.argo.virq)
 
-    async def _hypercall(self, call: Convention, number: int, cmd: int, argument: int) -> int:
-        done = await self.vcpus[0].trap(hypercall_trap(call, number, cmd, argument))
+    async def _hypercall(self, call: Convention, number: int, cmd: int, argument: int, caller: int = 0) -> int:
+        done = await self.vcpus[caller].trap(hypercall_trap(call, number, cmd, argument))
         return int32(done.regs[call.result]) if done.outcome == Outcome.DONE else -Errno.ENOSYS
 
 

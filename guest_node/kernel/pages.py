@@ -38,6 +38,15 @@ class PageAllocator:
             f"no {count} contiguous free pages in a guest of {self.frames} pages ({self.free_pages()} free)"
         )
 
+    def reserve(self, first: int, count: int) -> None:
+        """Take `count` frames from `first` on for good.  ValueError when any is given out or outside."""
+        for at, (start, length) in enumerate(self._free):
+            if start <= first and first + count <= start + length:
+                left, right = (start, first - start), (first + count, start + length - first - count)
+                self._free[at : at + 1] = [run for run in (left, right) if run[1]]
+                return
+        raise ValueError(f"page frames {first} to {first + count - 1} are not free")
+
     def release(self, first: int, count: int) -> None:
         """Give `count` frames from `first` back."""
         runs = sorted([*self._free, (first, count)])

@@ -231,7 +231,7 @@ def _judge(row: Convention, done: Completion, plain: bool) -> Attempt:
         if ret == -Errno.EOPNOTSUPP:
             return Attempt(row, Sign.PRESENT, "argo_op refuses an unknown operation", int(DoorFeature.ARGO))
         return Attempt(row, Sign.ERROR if ret < 0 else Sign.VALUE, f"{ret}")
-    if value == DOOR_MAGIC:
+    if value == DOOR_MAGIC and len(done.regs) > 1:
         at = 2 if row.arch is Arch.AARCH64 else 4
         features = done.regs[at] if len(done.regs) > at else int(DoorFeature.ARGO)
         return Attempt(row, Sign.PRESENT, f"revision {done.regs[1]}", features)
@@ -244,7 +244,10 @@ def _judge(row: Convention, done: Completion, plain: bool) -> Attempt:
 
 def _choose(arch: Arch, attempts: Sequence[Attempt], wanted: str) -> tuple[Convention | None, str]:
     """The best of the doors that are there, or the one that is wanted; and the reason in words."""
-    present = {tried.convention.door: tried.convention for tried in attempts if tried.sign is Sign.PRESENT}
+    present: dict[str, Convention] = {}
+    for tried in attempts:
+        if tried.sign is Sign.PRESENT:
+            present.setdefault(tried.convention.door, tried.convention)  # a hypervisor's own call stands first
     if wanted != "auto":
         if wanted in present:
             return present[wanted], f"{wanted} was asked for and is there"

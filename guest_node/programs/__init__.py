@@ -28,6 +28,8 @@ BUILTINS: Final = (
     Builtin("ping-pong", "guest_node.programs.ping_pong:main", "measure round trips to an echo"),
     Builtin("file-send", "guest_node.programs.file_send:main", "send a file to a file-receive"),
     Builtin("file-receive", "guest_node.programs.file_receive:main", "receive a file, check it, keep it"),
+    Builtin("door-report", "guest_node.programs.door_report:main", "say what the probe chose, and exchange by it"),
+    Builtin("door-peer", "guest_node.programs.door_peer:main", "the other side of any number of door-reports"),
 )
 PREFIX: Final = "builtin:"
 

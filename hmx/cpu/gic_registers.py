@@ -60,7 +60,7 @@ REGISTERS: Final[dict[str, Access]] = {
 def read(cpu: VirtualCpuInterface, name: str) -> int:
     """Read a register by name; zero from a write-only one.  KeyError for an unknown name."""
     access = REGISTERS[name].read
-    return access(cpu) if access else 0
+    return 0 if access is None else access(cpu)
 
 
 def write(cpu: VirtualCpuInterface, name: str, value: int) -> int | None:
@@ -68,7 +68,7 @@ def write(cpu: VirtualCpuInterface, name: str, value: int) -> int | None:
     :meth:`hmx.cpu.gic.VirtualCpuInterface.eoir` does.
     """
     access = REGISTERS[name].write
-    return access(cpu, value) if access else None
+    return None if access is None else access(cpu, value)
 
 
 def load(cpu: VirtualCpuInterface, offset: int) -> int:

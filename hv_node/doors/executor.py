@@ -32,7 +32,9 @@ _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ASYNC: Final = int(FrameFlag.ASYNC)
 _DONE: Final = int(Outcome.DONE)
 _IMMEDIATE: Final = frozenset({Kind.HVC, Kind.SMC})
+_OURS: Final = frozenset(int(operation) for operation in NotifyOp)
 _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HLT_WFI})
+_CALLS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC})  # a LINK looks at their result register
 _OPCODES: Final = {Kind.VMCALL: b"\x0f\x01\xc1", Kind.VMMCALL: b"\x0f\x01\xd9"}
 # Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
 ZERO_EXTENDED: Final = frozenset(
@@ -155,6 +157,8 @@ class Executor:
     def _ring_op(self, call: Call, hvm: Hvm, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
         """An operation that may change which interrupt a ring has."""
         domain, chosen, ctx = hvm.domain, hvm.notification, call.ctx
+        if cmd in _OURS and not self.argo.enabled:
+            return -Errno.EOPNOTSUPP
 
         def argo(operation: int) -> int:
             return self.argo.op(domain, operation, a1, a2, a3, a4, self._token(call), ctx)
@@ -207,8 +211,8 @@ class Executor:
         vcpu.area.complete(call.seq, _DONE, (ret & _M64,))
 
     def done(self, call: Call, regs: tuple[int, ...]) -> None:
-        """The instruction was executed; `regs` are the first registers after it."""
-        call.vcpu.chain = True
+        """The instruction was executed; `regs` are the first registers after it.  A call fails as its result says."""
+        call.vcpu.chain = not (regs and call.kind in _CALLS and int32(regs[0]) < 0)
         call.vcpu.area.complete(call.seq, _DONE, regs)
 
     def fault(self, call: Call, vector: int) -> None:

@@ -79,13 +79,12 @@ class Vendor(NamedTuple):
     ebx: int
     ecx: int
     edx: int
-    beyond_is_last: bool  # a basic leaf beyond the last gives the last one's values
     source: str
 
 
 VENDORS: Final = (
-    Vendor("intel", 0x756E_6547, 0x6C65_746E, 0x4965_6E69, True, "Intel SDM 2A CPUID"),
-    Vendor("amd", 0x6874_7541, 0x444D_4163, 0x6974_6E65, False, "AMD APM 3 E.3.1"),
+    Vendor("intel", 0x756E_6547, 0x6C65_746E, 0x4965_6E69, "Intel SDM 2A CPUID"),
+    Vendor("amd", 0x6874_7541, 0x444D_4163, 0x6974_6E65, "AMD APM 3 E.3.1"),
 )
 _VENDOR_OF: Final = {row.cpu: row for row in VENDORS}
 
@@ -93,13 +92,12 @@ _VENDOR_OF: Final = {row.cpu: row for row in VENDORS}
 def native_leaf(cpu: str, leaf: int, *, hypervisor: bool = False) -> Leaf:
     """(eax, ebx, ecx, edx) of the silicon itself; its last basic leaf is 1."""
     vendor = _VENDOR_OF[cpu]
-    one: Leaf = (0, 0, CPUID_PRESENT if hypervisor else 0, 0)
     match leaf:
         case 0:
             return (1, vendor.ebx, vendor.ecx, vendor.edx)
         case 1:
-            return one
-    return one if vendor.beyond_is_last and not hypervisor else _NONE
+            return (0, 0, CPUID_PRESENT if hypervisor else 0, 0)
+    return _NONE
 
 
 def leaf_of(personality: str, cpu: str, leaf: int, domid: int, vcpu: int) -> Leaf:

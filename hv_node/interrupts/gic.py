@@ -20,8 +20,6 @@ from hv_node.interrupts.gicr import DistributorFrame, Lpis, Redistributor
 from hv_node.interrupts.its import Its
 from hv_node.interrupts.v2m import MsiFrame
 
-SPIS = 96
-
 
 class Gic:
     """GICv3 for one vCPU for each of `words` (u64 views of its area); `post(vcpu, n)` when it must look at register n.
@@ -35,7 +33,7 @@ class Gic:
         post: Callable[[int, int], None],
         memory: Callable[[int, int], bytes | None],
     ) -> None:
-        self.distributor = Distributor(words, post, spis=SPIS)
+        self.distributor = Distributor(words, post)
         self._frame = DistributorFrame(self.distributor)
         lpis = Lpis(self.distributor, memory)
         self._redistributors = [Redistributor(self.distributor, lpis, vcpu) for vcpu in range(len(words))]

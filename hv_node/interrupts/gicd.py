@@ -44,6 +44,7 @@ IROUTER: Final[tuple[Field, ...]] = (
 IROUTER_MASK: Final = sum(row.put((1 << row.high - row.low + 1) - 1) for row in IROUTER)
 
 CTLR_GROUPS: Final = 0b11
+SPIS: Final = 96  # shared interrupts of a machine here: INTIDs 32 to 127
 
 
 class Distributor:
@@ -62,7 +63,7 @@ class Distributor:
         words: Sequence[memoryview],
         post: Callable[[int, int], None],
         version: int = 3,
-        spis: int = 96,
+        spis: int = SPIS,
         lrs: int = DEFAULT_LRS,
         affinities: Sequence[Affinity] | None = None,
     ) -> None:

@@ -76,11 +76,11 @@ CTLR: Final[tuple[Field, ...]] = (Field("enabled", 0, 0), Field("quiescent", 31,
 
 def parse(raw: bytes) -> tuple[Command, dict[str, int]] | None:
     """The command in 32 bytes and its arguments by name, or None for a number that means nothing."""
-    words = COMMAND.unpack(raw)
+    quads = COMMAND.unpack(raw)
     for command in COMMANDS:
-        if command.number == words[0] & 0xFF:
+        if command.number == quads[0] & 0xFF:
             return command, {
-                arg.name: (Field(arg.name, arg.high, arg.low).get(words[arg.dw]) << arg.shift) + arg.plus
+                arg.name: (Field(arg.name, arg.high, arg.low).get(quads[arg.dw]) << arg.shift) + arg.plus
                 for arg in command.fields
             }
     return None

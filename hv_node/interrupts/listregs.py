@@ -33,6 +33,7 @@ _SOURCE_SHIFT: Final = 10  # a GICv2 SGI's source CPU in the INTID that the gues
 _PHASE: Final = field(SHARED_LR, "phase").put(1)
 _MORE: Final = field(SHARED_LR, "more").put(1)
 _EOI: Final = field(SHARED_LR, "eoi").put(1)
+_RANK: Final = field(SHARED_LR, "priority").put(0xFF) | field(SHARED_LR, "group").put(1)
 _GENERATION: Final = field(SHARED_LR, "generation")
 _HIS_GENERATION: Final = field(SHARED_LR_STATE, "generation")
 _HIS_TAKEN: Final = field(SHARED_LR_STATE, "taken")
@@ -197,7 +198,9 @@ class ListRegisters:
     def _again(self, entry: Entry) -> None:
         """Make an entry that the guest has in service pending once more."""
         entry.taken = entry.dropped = False
-        self._store(entry.slot, self._lr[self._index(entry.slot)] ^ _PHASE)
+        entry.priority, entry.group = entry.irq.priority, entry.irq.group  # they may have changed while it was active
+        word = self._lr[self._index(entry.slot)] & ~_RANK ^ _PHASE
+        self._store(entry.slot, word | encode(SHARED_LR, priority=entry.priority, group=entry.group))
         self._post(self.vcpu, entry.slot)
 
     def _ask_eoi(self, entry: Entry) -> None:
@@ -303,8 +306,7 @@ class ListRegisters:
             if self.more:
                 return  # the guest rings when nothing listed is pending any more
             self._set_more(True)
-            if not self._fold_all():
-                return
+            self._fold_all()  # once more: the guest may have gone on before it saw the flag
         if self.more:
             self._set_more(False)
 
@@ -323,12 +325,10 @@ class ListRegisters:
         worst = max(waiting or entries, key=lambda entry: (entry.priority, entry.irq.intid))
         return worst if not waiting or irq.priority < worst.priority else None
 
-    def _fold_all(self) -> bool:
-        freed = 0
+    def _fold_all(self) -> None:
         for entry in self.entries:
             if entry is not None:
-                freed += self._fold(entry)
-        return freed > 0
+                self._fold(entry)
 
     def refresh(self, irq: Interrupt) -> None:
         """Fold back what the guest did with `irq`, wherever it is listed."""

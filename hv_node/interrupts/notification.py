@@ -19,12 +19,13 @@ from hmx.notify import FIRST_VECTOR, LINE_IRQ, MODES, REGISTER_RING_EX, Mode, No
 from hmx.trap import Arch
 from hmx.vcpu_area import Post, post_entry
 from hv_node.interrupts import msi
+from hv_node.interrupts.gicd import SPIS
 from hv_node.interrupts.v2m import MsiFrame
 
 Target = tuple[int, int]  # vCPU; entry to post (x86), INTID (Arm)
 V2M: Final = MsiFrame(V2M_BASE, V2M_FIRST_SPI, V2M_SPIS)
 FIRST_PPI: Final = 16
-LAST_INTID: Final = 1019
+LAST_INTID: Final = 32 + SPIS - 1
 
 
 @dataclass(slots=True)

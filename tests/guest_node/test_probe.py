@@ -140,8 +140,8 @@ def test_the_report_says_what_was_tried_and_why() -> None:
         world = World("xen-viridian", X86, "amd", ("hypercall", "pio"))
         kernel = await world.guest(3)
         report = kernel.probe.report()
-        assert [each["name"] for each in report["hypervisors"]] == ["hyperv", "xen"]  # type: ignore[index, attr-defined]
-        assert {(each["door"], each["found"]) for each in report["doors"]} >= {  # type: ignore[index, attr-defined]
+        assert [each["name"] for each in report["hypervisors"]] == ["hyperv", "xen"]  # type: ignore[attr-defined]
+        assert {(each["door"], each["found"]) for each in report["doors"]} >= {  # type: ignore[attr-defined]
             ("hypercall", "present"), ("pio", "present"), ("msr", "fault"), ("mmio", "ignored or all ones"),
         }  # fmt: skip
         assert report["chosen"] == "hypercall" and "closest" in str(report["why"])

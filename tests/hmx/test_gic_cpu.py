@@ -265,6 +265,20 @@ def test_registers_of_each_group(version: int, group: int, iar: str, hppir: str,
     assert cpu.state(0) == LrState.INVALID
 
 
+def test_read_only_and_write_only() -> None:
+    """What is only acknowledged or looked at ignores writes; what only ends an interrupt reads as zero."""
+    cpu = Side().cpu
+    before = cpu.vmcr
+    looked_at = ("IAR", "AIAR", "HPPIR", "AHPPIR", "RPR")
+    read_only = [*(f"GICC_{name}" for name in looked_at), "ICC_RPR_EL1"]
+    read_only += [f"ICC_{name}{group}_EL1" for name in ("IAR", "HPPIR") for group in (0, 1)]
+    for name in read_only:
+        assert gic_registers.write(cpu, name, 0xFF) is None
+    for name in ("GICC_EOIR", "GICC_AEOIR", "GICC_DIR", "ICC_EOIR0_EL1", "ICC_EOIR1_EL1", "ICC_DIR_EL1"):
+        assert gic_registers.read(cpu, name) == 0
+    assert cpu.vmcr == before
+
+
 def test_every_register_of_the_frame_is_served() -> None:
     """GICC by offset: each register of the map, holes read zero and ignore writes."""
     cpu = Side(version=2).cpu

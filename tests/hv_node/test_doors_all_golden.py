@@ -32,8 +32,8 @@ def departure(row: dict[str, str]) -> str | None:
 
 def names() -> Iterator[str]:
     for index, row in enumerate(ROWS):
-        words = (row[name] for name in ("personality", "cpu", "doors", "instruction", "selector", "privilege", "number"))
-        yield f"{index + 2}-" + "-".join(words)
+        columns = ("personality", "cpu", "doors", "instruction", "selector", "privilege", "number")
+        yield f"{index + 2}-" + "-".join(row[name] for name in columns)
 
 
 def execute(guest: Guest, row: dict[str, str], arch: Arch) -> Completion:

@@ -17,7 +17,7 @@ from hmx.argo.abi import VIRQ_ARGO, Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
 from hmx.shm import store32, words32
-from hmx.trap import FrameFlag, Kind, Outcome, int32
+from hmx.trap import Arch, FrameFlag, Kind, Outcome, int32
 from hmx.vcpu_area import AREA_SIZE, Post, Word, post_entry
 from hv_node.effects import PENDING
 from hv_node.interrupts.evtchn import EventChannels
@@ -506,3 +506,18 @@ def test_a_guest_full_of_noise_harms_only_itself(seed: int, frames: int) -> None
         message = bytes([round_number])
         assert sender.send(2, 0x64, message) == 1
         assert receiver.ram[16 * PAGE_SIZE + 80 + 32 * round_number] == round_number
+
+
+def test_a_call_that_answers_an_error_breaks_the_chain_whoever_answers_it() -> None:
+    """HVC of an unknown function yields -1: what is LINKed to it is cancelled (project trap frame, order)."""
+    guest = Machine(personality="smccc", arch=Arch.AARCH64, cpu="armv8", doors=()).guest(1)
+    guest.submit(Kind.HVC, (0x8600_BEEF,), privilege=1)
+    guest.submit(Kind.HLT_WFI, (), privilege=1, flags=LINK)
+    first, second = guest.run()
+    assert (first.outcome, int32(first.regs[0]), second.outcome) == (DONE, -1, CANCELED)
+
+
+def test_notification_operations_are_argos_and_off_with_it() -> None:
+    """argo=no: -EOPNOTSUPP for every operation, the experimental ones too."""
+    guest = Machine("no", notifications=("line",)).guest(1)
+    assert guest.argo(0x4000_0002, 1, 0, 7) == guest.argo(0x4000_0001, 0, 0, 0) == -Errno.EOPNOTSUPP

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.render import fill
 from tests.project.source import ROOT, tracked_files
 from topologies.exitcodes import EXIT_CODES
 from topologies.verbs import app
@@ -88,11 +89,24 @@ def test_links_resolve(path: Path) -> None:
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    """docs/tables.md is written from the tables; `make docs` writes it again."""
+    """Those of docs/tables.md, doors.md and interrupts.md; `make docs` writes them again."""
     run = subprocess.run(
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_tables_are_filled_in_between_their_markers() -> None:
+    """What stood there goes, prose stays; a name that no table has and a marker without its end are errors."""
+    marked = "a\n\n<!-- table: x -->\nold\n\nold\n<!-- end -->\n\nb <!-- end -->\n"
+    filled = fill(marked, {"x": lambda: "new"})
+    assert filled == "a\n\n<!-- table: x -->\n\nnew\n\n<!-- end -->\n\nb <!-- end -->\n"
+    assert fill(filled, {"x": lambda: "new"}) == filled
+    assert fill("<!-- table: x -->\n<!-- end -->", {"x": lambda: "new"}).count("new") == 1
+    with pytest.raises(KeyError):
+        fill(marked, {"y": lambda: "new"})
+    with pytest.raises(ValueError, match="no end"):
+        fill("<!-- table: x -->\n", {"x": lambda: "new"})
 
 
 def test_the_readme_names_every_verb() -> None:
@@ -106,7 +120,7 @@ def test_the_readme_names_every_verb() -> None:
         for verb, rest in re.findall(r"argosy ([a-z]+)((?: [^;#]+)?)", line):
             assert verb in verbs, line
             options = inspect.getsource(verbs[verb]) + SHARED_OPTIONS
-            assert [flag for flag in re.findall(r"--?[a-z][a-z-]*", rest) if f'"{flag}"' not in options] == [], line
+            assert [flag for flag in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest) if f'"{flag}"' not in options] == [], line
 
 
 @pytest.mark.parametrize("runtime", ["inline", "processes"])

@@ -24,11 +24,12 @@ PACKERS = {
     "hmx/vcpu_area.py": "frames and completions lie in slots that the other side does not read before the"
     " publishing store of the tail; the header is written before the area is shared",
     "guest_node/kernel/argo.py": "a hypercall's arguments lie in pages that nobody reads before the trap",
-    "guest_node/kernel/boot.py": "the same, before the first ring is registered",
+    "guest_node/kernel/interrupts.py": "the same, for the hypercalls that are not Argo's",
     "guest_node/kernel/window.py": "a message and its addresses lie in pages that nobody reads before the trap",
-    "hv_node/hypervisor.py": "completions lie in slots that the guest does not read before the publishing store of the tail",
+    "hv_node/hypervisor.py": "completions lie in slots that the guest does not read before the tail is published",
     "hv_node/argo/sendv.py": "a message header lies beyond tx_ptr, which is published after it",
     "topologies/bench/zmq_hv.py": "the same, where the trap is a message",
+    "topologies/firmware/acpi.py": "a table is private memory until it is placed",
     "topologies/bench/ledger.py": "messages lie in private memory until they are sent",
 }
 """Modules below the top floor that pack structures into a buffer."""

@@ -45,8 +45,9 @@ def test_every_builtin_is_there(builtin: Builtin) -> None:
 
 
 def test_the_builtins_are_those_of_the_topology() -> None:
-    """echo, ping-pong, file-send and file-receive come with Argosy."""
-    assert [builtin.name for builtin in BUILTINS] == ["echo", "ping-pong", "file-send", "file-receive"]
+    """What comes with Argosy."""
+    names = ["echo", "ping-pong", "file-send", "file-receive", "door-report", "door-peer"]
+    assert [builtin.name for builtin in BUILTINS] == names
 
 
 def test_a_users_own(here: Path) -> None:
