@@ -31,6 +31,7 @@ class GuestConfig:
         base_dir: Where relative paths of input files start: the topology's directory.
         output_dir: Where the program's output files go.
         apic: Whether its vCPUs have local APICs, on x86.
+        firmware: What describes its machine in its memory: none, acpi or devicetree.
     """
 
     lab: str
@@ -53,3 +54,4 @@ class GuestConfig:
     base_dir: str
     output_dir: str
     apic: bool = True
+    firmware: str = "none"

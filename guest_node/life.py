@@ -88,7 +88,8 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
 
 def machine_of(config: GuestConfig) -> Machine:
     """What the kernel is told about the machine it runs on."""
-    return Machine(Arch[config.arch.upper()], config.door, config.notification, config.apic, config.domid)
+    arch = Arch[config.arch.upper()]
+    return Machine(arch, config.door, config.notification, config.apic, config.domid, config.firmware)
 
 
 async def _run(program: Program, guest: Guest, world: World) -> Ending:

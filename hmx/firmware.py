@@ -25,8 +25,6 @@ from hmx.acpi_resources import AcpiError, ExtendedInterrupt, Irq, Memory32
 from hmx.aml import Device, Value
 from hmx.fdt import FdtError, Node, Tree
 
-FIRMWARE_BASE: Final = 0xE_0000  # where a guest finds its tables or its tree: a PC's BIOS window
-FIRMWARE_SIZE: Final = 0x2_0000
 ARGO_HID: Final = "ARGO0001"
 ARGO_COMPATIBLE: Final = "argosy,argo"
 REVISION: Final = 1

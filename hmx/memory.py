@@ -26,6 +26,8 @@ from hmx.shm import fence, load32, store32, words32
 PAGE_SIZE: Final = 4096
 PAGE_SHIFT: Final = 12
 _PAGE_MASK: Final = PAGE_SIZE - 1
+FIRMWARE_BASE: Final = 0xE_0000  # where a guest finds its ACPI tables or device tree: a PC's BIOS window
+FIRMWARE_SIZE: Final = 0x2_0000
 _RING_HEADER: Final = 64  # bytes before a ring's data area
 
 FAULT: Final = None

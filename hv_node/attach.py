@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hmx.attach import MAX_MESSAGE, AttachError, Reply, Request, pack_reply, unpack_request
-from hmx.memory import MappedMemory
+from hmx.memory import FIRMWARE_BASE, MappedMemory
 from hmx.trap import Arch
 from hmx.vcpu_area import AREA_SIZE
 from hv_node.config import DomainConfig
@@ -80,6 +80,7 @@ def create_backing(config: DomainConfig) -> Backing:
     """Make memory, vCPU areas and bells for a domain.  OSError when the host has none to give."""
     ram_fd, ram = _memfd(f"argosy-{config.name}-ram", config.memory)
     areas_fd, areas = _memfd(f"argosy-{config.name}-vcpus", config.vcpus * AREA_SIZE)
+    ram[FIRMWARE_BASE : FIRMWARE_BASE + len(config.firmware)] = config.firmware
     backing = Backing(config, ram_fd, areas_fd, ram, areas)
     for _ in range(config.vcpus):
         backing.bells_in.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))

@@ -15,6 +15,7 @@ class DomainConfig:
         memory: RAM in bytes, a multiple of the page size.
         vcpus: Number of virtual CPUs.
         is_control: True for a domain that XSM policies treat as the control domain.
+        firmware: ACPI tables or a device tree, placed at hmx.memory.FIRMWARE_BASE before the guest starts.
     """
 
     name: str
@@ -22,6 +23,7 @@ class DomainConfig:
     memory: int
     vcpus: int
     is_control: bool = False
+    firmware: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,7 +334,8 @@ class Node:
             case ["told", "agent", ["exited", str(guest), int(domid)]]:
                 self._on_exited(guest, domid)
             case ["told", "agent", ["create", str(guest), int(domid), int(memory), int(vcpus)]]:
-                self._on_create(DomainConfig(guest, domid, memory, vcpus))
+                firmware = next((known.firmware for known in self.config.domains if known.name == guest), b"")
+                self._on_create(DomainConfig(guest, domid, memory, vcpus, firmware=firmware))
             case ["shutdown"] | ["told", "agent", ["shutdown"]]:
                 self._stopping = True
             case _:

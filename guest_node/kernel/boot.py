@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guest_node.kernel.argo import Argo, GuestMemoryView
 from guest_node.kernel.interrupts import Interrupts, NoInterrupts
@@ -16,9 +17,11 @@ from guest_node.vcpu import Vcpu
 from hmx import xen
 from hmx.cpu.gic import VirtualCpuInterface
 from hmx.cpu.lapic import LocalApic
-from hmx.firmware import ArgoDevice
 from hmx.shm import words64
 from hmx.trap import Arch
+
+if TYPE_CHECKING:
+    from hmx.firmware import ArgoDevice
 
 
 class BootError(Exception):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from guest_node.kernel.argo import GuestMemoryView
 from guest_node.kernel.controllers import Controller
 from hmx import acpi, fdt
-from hmx.firmware import FIRMWARE_BASE, FIRMWARE_SIZE, ArgoDevice, VectorPolicy, argo_from_acpi, argo_from_tree
-from hmx.memory import PAGE_SIZE
+from hmx.firmware import ArgoDevice, VectorPolicy, argo_from_acpi, argo_from_tree
+from hmx.memory import FIRMWARE_BASE, FIRMWARE_SIZE, PAGE_SIZE
 
 
 class FirmwareError(Exception):

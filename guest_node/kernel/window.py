@@ -26,7 +26,7 @@ _CANCELED: Final = int(Outcome.CANCELED)
 _EAGAIN: Final = -int(Errno.EAGAIN)
 _OUTCOME: Final = 1  # places in a completion that lies flat
 _REGS: Final = 6
-_PAUSES: Final = 0  # before the hypervisor is asked to ring
+_PAUSES: Final = 1  # before the hypervisor is asked to ring
 _TURNS: Final = 16  # batches before the guest's other tasks have their turn
 
 Compose = Callable[[memoryview, int, int], object]

@@ -8,7 +8,8 @@ from guest_node.kernel.boot import BootError, Kernel, Machine, boot
 from guest_node.vcpu import Vcpu
 from hmx import arm_map
 from hmx.doors import DOOR_CALL, DOOR_MSR, DOOR_SMCCC_HVC, MMIO_DOOR
-from hmx.firmware import FIRMWARE_BASE, ArgoDevice, Door, VectorPolicy
+from hmx.firmware import ArgoDevice, Door, VectorPolicy
+from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
 from tests.guest_node.test_probe import World, exchange, simulate
@@ -72,7 +73,10 @@ def test_firmware_tells_the_vector_and_the_guest_tells_the_hypervisor(
     simulate(main())
 
 
-@pytest.mark.parametrize(("kind", "data"), [("acpi", b""), ("devicetree", b"\xd0\x0d\xfe\xed" + bytes(60))], ids=["acpi", "devicetree"])
+NO_TREE = b"\xd0\x0d\xfe\xed" + bytes(60)
+
+
+@pytest.mark.parametrize(("kind", "data"), [("acpi", b""), ("devicetree", NO_TREE)], ids=["acpi", "devicetree"])
 def test_firmware_that_cannot_be_read_is_named(kind: str, data: bytes) -> None:
     """No root pointer, a tree that is none: the guest does not start, and says where it looked."""
 

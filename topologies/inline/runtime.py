@@ -22,6 +22,7 @@ from guest_node.files import DirectoryFiles
 from guest_node.life import Ending, World, live
 from guest_node.seeds import generators
 from guest_node.vcpu import Vcpu
+from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
 from hv_node.argo.options import parse_options
@@ -216,9 +217,11 @@ class _Lab:
             lambda domain, vcpu, frames: self._note(config.name, "turn", domain, vcpu, frames),
         )
         for domain in config.domains:
+            memory = self._make_memory(domain.memory)
+            memory.guest.buffer[FIRMWARE_BASE : FIRMWARE_BASE + len(domain.firmware)] = domain.firmware
             machine.create_domain(
                 domain.domid,
-                self._make_memory(domain.memory),
+                memory,
                 domain.vcpus,
                 name=domain.name,
                 is_control=domain.is_control,
