@@ -70,6 +70,8 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
     except Exception as error:  # what a user's module raises while it is imported
         return _raised(error, world)
     found = {**kernel.probe.report(), "notification": kernel.interrupts.mode, "said": kernel.interrupts.said}
+    if kernel.firmware is not None:
+        found["firmware"] = {"policy": kernel.firmware.policy.name.lower(), "vectors": list(kernel.firmware.vectors)}
     world.tell(["event", "probe", json.dumps(found)])
     if kernel.interrupts.said:
         world.log(kernel.interrupts.said)

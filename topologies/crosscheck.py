@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from topologies.diagnose import Diagnostic, at, show
+from topologies.doorcheck import machines
 from topologies.marks import Entry, Location, Mark, Node, key_mark, select, walk
 from topologies.merge import SECTIONS
 from topologies.programs import ProgramError, builtin_names, builtin_of, check_program, nearest_builtin
@@ -85,6 +86,7 @@ def crosscheck(root: Node) -> Iterator[Found]:
     yield from programs(root)
     yield from arguments(root)
     yield from peers(root)
+    yield from machines(root)
     yield from numbers(root)
     yield from checks(root)
 

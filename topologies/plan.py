@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from broker.config import BrokerConfig
 from guest_node.config import GuestConfig
+from hmx.trap import Arch
 from hv_node.config import DomainConfig, HypervisorConfig
 from topologies.codec import decode, encode
 from topologies.load import resolved
-from topologies.schema import Hypervisor, Topology
+from topologies.schema import Guest, Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
 FIRST_DOMID: Final = 1  # 0 is the control domain's
@@ -149,8 +150,7 @@ def plan(
             linger_ns=keys.argo.linger,
             seed=node_seed(seed, hypervisor),
             domains=tuple(
-                DomainConfig(guest, domid, topology.guests[guest].memory, topology.guests[guest].vcpus)
-                for guest, domid in domids[hypervisor].items()
+                _domain(guest, domid, keys, topology.guests[guest]) for guest, domid in domids[hypervisor].items()
             ),
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
@@ -176,6 +176,8 @@ def plan(
             seed=node_seed(seed, guest),
             base_dir=places.base_dir,
             output_dir=places.node_dir(guest),
+            apic=guest_keys.apic,
+            firmware=topology.hypervisors[guest_keys.on].firmware,
         )
         for guest, guest_keys in topology.guests.items()
     )
@@ -209,6 +211,19 @@ def node_seed(seed: int, name: str) -> int:
     """A node's own seed: one node more or less in the lab changes no other node's randomness."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:_SEED_BYTES], "big")
+
+
+def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest) -> DomainConfig:
+    """One domain, with the firmware that its hypervisor gives it."""
+    blob = b""
+    if hypervisor.firmware != "none":
+        from topologies.firmware.plan import firmware_of  # its builders are for labs that have firmware
+
+        blob = firmware_of(
+            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], hypervisor.doors,
+            hypervisor.notifications, guest.memory, guest.vcpus,
+        )  # fmt: skip
+    return DomainConfig(name, domid, guest.memory, guest.vcpus, firmware=blob)
 
 
 def _domids(topology: Topology) -> dict[str, dict[str, int]]:

@@ -30,6 +30,8 @@ BUILTINS: Final = (
     Builtin("ping-pong", ("to", "port", "kind", "count", "size", "ring", "within"), ("to",), ("to",)),
     Builtin("file-send", ("to", "file", "port", "ring", "within", "chunk"), ("to", "file"), ("to",)),
     Builtin("file-receive", ("port", "output", "ring", "from"), (), ("from",)),
+    Builtin("door-report", ("to", "port", "count", "size", "burst", "ring", "within"), ("to",), ("to",)),
+    Builtin("door-peer", ("port", "sessions", "ring", "from"), (), ("from",)),
 )
 
 

@@ -59,6 +59,16 @@ def _hash(node: NodeOutcome, _outcome: Outcome) -> Any:
     return f"{digest[:12]} {verdict}" if isinstance(verdict, str) else digest[:12]
 
 
+def _coalesced(node: NodeOutcome, outcome: Outcome) -> Any:
+    """What the hypervisor counted, for guests whose program reports on its interrupts."""
+    if "interrupts" not in node.result:
+        return None
+    homes = (each.counters.get("arch") for each in outcome.nodes if each.name == node.hypervisor)
+    by_guest = next(homes, None)
+    counted = by_guest.get(node.name) if isinstance(by_guest, Mapping) else None
+    return counted.get("interrupts_coalesced") if isinstance(counted, Mapping) else None
+
+
 def _rate(node: NodeOutcome, _outcome: Outcome) -> Any:
     moved, seconds = node.result.get("bytes"), node.result.get("seconds")
     if not isinstance(moved, int | float) or not isinstance(seconds, int | float) or seconds <= 0:
@@ -72,14 +82,19 @@ COLUMNS: tuple[Column, ...] = (
     Column("SHA-256", _hash, number=False),
     Column("bytes", _result("bytes")),
     Column("messages", _result("messages")),
+    Column("traps", _result("traps")),
     Column("hypercalls", _counter("arch", "hypercalls")),
     Column("doorbells", _counter("host", "doorbells")),
     Column("interrupts", _counter("arch", "interrupts_delivered")),
+    Column("spurious", _result("spurious")),
+    Column("coalesced", _coalesced),
     Column("MiB/s", _rate),
 )
 """The table that `run` ends with; a column that is empty for every guest is left out."""
 
-SHOWN_RESULTS = frozenset({"sha256", "verdict", "bytes", "messages", "seconds"})
+SHOWN_RESULTS = frozenset(
+    {"sha256", "verdict", "bytes", "messages", "seconds", "traps", "interrupts", "spurious"}
+)
 
 
 def run_table(outcome: Outcome) -> tuple[list[Column], list[list[str]]]:
@@ -114,6 +129,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
         if node.kind is NodeKind.GUEST and rest:
             words = ", ".join(f"{key} {_short(value)}" for key, value in rest.items())
             lines.append(f"{node.name}: {words}")
+    lines += [f"{node.name}: {words}" for node in outcome.nodes if (words := _interrupts(node))]
     for check in outcome.checks:
         verdict = {True: "passed", False: "FAILED", None: "not decided"}[check.passed]
         lines.append(f"check {check.name!r}: {verdict} ({check.words})")
@@ -122,6 +138,19 @@ def summary_lines(outcome: Outcome) -> list[str]:
     if outcome.run_dir:
         lines.append(f"files: {outcome.run_dir}")
     return lines
+
+
+INTERRUPTS = ("raised", "posted", "coalesced", "dropped")
+"""What became of the interrupts that a hypervisor raised for its guests."""
+
+
+def _interrupts(node: NodeOutcome) -> str:
+    """Of a hypervisor, over all its guests; "" for other nodes, and where nothing was raised."""
+    by_guest = node.counters.get("arch") if node.kind is NodeKind.HYPERVISOR else None
+    if not isinstance(by_guest, Mapping):
+        return ""
+    total = {key: sum(each.get(f"interrupts_{key}", 0) for each in by_guest.values()) for key in INTERRUPTS}
+    return "interrupts " + ", ".join(f"{key} {count}" for key, count in total.items()) if total["raised"] else ""
 
 
 def _short(value: Any) -> str:

@@ -23,11 +23,13 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from topologies.diagnose import describe, show
+from topologies.machines import defaults_of
 from topologies.marks import Location
 from topologies.units import UnitError, format_duration, format_size, parse_duration, parse_size
 
@@ -126,7 +128,10 @@ Deadline = Annotated[
 ]
 Share = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
 
-Personality = Literal["xen", "kvm"]
+Personality = Literal[
+    "xen", "xen-viridian", "kvm", "hyperv", "vmware", "acrn", "uxen", "ax", "whpx", "jailhouse", "smccc", "firmware",
+    "pv-only", "bare-metal",
+]  # fmt: skip
 Arch = Literal["x86_64", "aarch64"]
 Cpu = Literal["intel", "amd", "armv8"]
 Door = Literal["hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "smc"]
@@ -174,20 +179,31 @@ class Hypervisor(SharedKeys):
 
     personality: Personality = Field(default="xen", description="Which hypervisor it behaves as.")
     arch: Arch = Field(default="x86_64", description="Instruction set of the machine and its guests.")
-    cpu: Cpu = Field(default="intel", description="The machine below the outermost hypervisor.")
+    cpu: Cpu = Field(default="intel", description="The machine below the outermost hypervisor; armv8 for aarch64.")
     host: Reference = Field(default="", description="The entry of `hosts` it runs on.")
     parent: Reference = Field(default="", description="The hypervisor that this one is a guest of.")
     argo: ArgoKeys = Field(default=ArgoKeys(), description="Argo settings.")
     doors: list[Door] = Field(
-        default=["hypercall"], min_length=1, description="Instructions by which guests may call it."
+        default=["hypercall"],
+        description="Instructions by which guests may call it; by default its own, [hypercall] or [hvc].",
     )
     notifications: list[Notification] = Field(
-        default=["virq"], min_length=1, description="Ways in which it can tell guests that something arrived."
+        default=["virq"],
+        description="Ways in which it can tell guests that something arrived; [line, vector-per-cpu] if it is no Xen.",
+    )
+    firmware: Literal["none", "acpi", "devicetree"] = Field(
+        default="none", description="What describes its machine to guests, in their memory; devicetree on aarch64 only."
     )
     xsm: Literal["dummy", "silo"] = Field(
         default="dummy",
         description="Security module: dummy allows all, silo keeps unprivileged domains apart.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_machine(cls, keys: Any) -> Any:
+        """What is not written follows from architecture and personality."""
+        return {**defaults_of(keys), **keys} if isinstance(keys, dict) else keys
 
 
 class Device(Keys):
@@ -209,6 +225,7 @@ class Guest(SharedKeys):
     notification: GuestNotification = Field(
         default="auto", description="How it wants to be told that something arrived."
     )
+    apic: bool = Field(default=True, description="It has local APICs (x86); without them it takes no vectors.")
     implicit_only: bool = Field(default=False, alias="implicit-only", description="Reach others by service only.")
     program: str = Field(default="", description="builtin:NAME, or module:function of an `async def main(guest)`.")
     with_: dict[str, Any] = Field(default={}, alias="with", description="Arguments of the program.")

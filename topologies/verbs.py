@@ -165,6 +165,9 @@ def inspect(
         str | None, typer.Argument(metavar="[NAME]", help="A lab, or a node of one; all, if not given.")
     ] = None,
     all: Annotated[bool, typer.Option("--all", "-a", help="Labs that ended as well.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="What guests found when they looked for their hypervisor, and chose.")
+    ] = False,
     format: FormatOption = Format.TABLE,
 ) -> None:
     """Print everything that is known of nodes: one record for each."""
@@ -172,7 +175,7 @@ def inspect(
     def act() -> int:
         from topologies.commands import inspect as command
 
-        return command.inspect(name, format, everything=all)
+        return command.inspect(name, format, everything=all, probe=probe)
 
     _finish(act)
 

@@ -27,6 +27,8 @@ class Tso:
 
     def __init__(self, generator: random.Random) -> None:
         self._random = generator
+        # Histories differ in kind: many short turns or few long ones, stores that leave soon or very late.
+        self._late, self._turn = generator.choice((0.0, 0.03, 0.2)), generator.choice((0.05, 0.2, 0.5))
         self._buffers: tuple[deque[tuple[memoryview, int, int]], ...] = (deque(), deque())
         self._turns = (threading.Semaphore(0), threading.Semaphore(0))
         self._awake = [True, True]
@@ -75,6 +77,7 @@ class Tso:
 
     def wait(self) -> None:
         """Sleep until rung."""
+        self._step()
         me = self._running
         self._drain(me)
         while not self._bells[me]:
@@ -107,9 +110,9 @@ class Tso:
         """Anything may happen between two accesses."""
         chance = self._random.random
         for buffer in range(2):
-            while self._buffers[buffer] and chance() < 0.1:
+            while self._buffers[buffer] and chance() < self._late:
                 self._drain(buffer, 1)
-        if self._awake[1 - self._running] and chance() < 0.4:
+        if self._awake[1 - self._running] and chance() < self._turn:
             self._yield()
 
     def _yield(self) -> None:

@@ -27,7 +27,8 @@ def test_inspect(rig: Rig) -> None:
     app = records["app"]
     assert (app["kind"], app["state"], app["health"], app["host"]) == ("guest", "ready", "healthy", platform.node())
     assert (app["hypervisor"], app["domid"], app["arch"], app["restarts"]) == ("hv0", 1, "x86_64", 0)
-    assert app["probe"] == {"door": "hypercall", "base": "0x40000000", "domid": 1}
+    assert (app["probe"]["chosen"], app["probe"]["notification"]) == ("hypercall", "virq")
+    assert app["probe"]["hypervisors"] == [{"name": "xen", "at": "0x40000000", "abi": "xen", "domid": 1}]
     assert app["counters"]["hypervisor"]["messages"] >= 2
     assert app["counters"]["hypervisor"]["hypercalls"] > app["counters"]["hypervisor"]["messages"]
     assert records["hv0"]["counters"]["host"]["frames"] > 0

@@ -46,6 +46,9 @@ class Silent:
     def wait_briefly(self) -> None:
         self.yield_cpu()
 
+    def pause(self) -> None:
+        self.yield_cpu()
+
     def on_bell(self, handler: Callable[[], None]) -> None:
         pass
 

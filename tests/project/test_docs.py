@@ -120,7 +120,8 @@ def test_the_readme_names_every_verb() -> None:
         for verb, rest in re.findall(r"argosy ([a-z]+)((?: [^;#]+)?)", line):
             assert verb in verbs, line
             options = inspect.getsource(verbs[verb]) + SHARED_OPTIONS
-            assert [flag for flag in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest) if f'"{flag}"' not in options] == [], line
+            flags = re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest)
+            assert [flag for flag in flags if f'"{flag}"' not in options] == [], line
 
 
 @pytest.mark.parametrize("runtime", ["inline", "processes"])

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -108,6 +109,19 @@ class Storm:
             self.core.run(self.vcpu)
             self.ring()
 
+    def overflow(self, pid: int | None, numbers: list[int]) -> int:
+        """Whatever the machine's pace: a post to a guest that sleeps, and all of them while it cannot run."""
+        assert pid is not None
+        last = time.monotonic() + 10
+        while not self.vcpu.area.guest_sleeps() and time.monotonic() < last:
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGSTOP)
+        for index in range(len(ENTRIES)):
+            numbers[index] += 1
+            self.announce(index, numbers[index])
+        os.kill(pid, signal.SIGCONT)
+        return len(ENTRIES)
+
     def stuck(self) -> list[str]:
         """The interrupts whose handler has not seen the last that was announced."""
         return [
@@ -142,7 +156,7 @@ def storm(posts: int, seed: int, deadline: float) -> Storm:
         numbers[0] = 1
         run.announce(0, 1)
         run.settle(deadline)  # the guest is up
-        done = 1
+        done = 1 + run.overflow(guest.pid, numbers)
         while done < posts:
             # All at once, so that the ring overflows; a few, so that the guest falls asleep in between.
             burst = min(posts - done, chance.choice((1, 3, 30, 300, 3000)))
@@ -152,6 +166,8 @@ def storm(posts: int, seed: int, deadline: float) -> Storm:
             run.serve()
             if burst < 30:
                 time.sleep(0.0005)
+            if chance.random() < 0.2:
+                run.settle(deadline)  # any moment may be the last
             done += burst
             assert guest.is_alive(), "the guest died"
         run.settle(deadline)

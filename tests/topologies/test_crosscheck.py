@@ -83,6 +83,8 @@ PEERS = (
     ("ping-pong", "to: @"),
     ("file-send", "file: x, to: @"),
     ("file-receive", "from: @"),
+    ("door-report", "to: @"),
+    ("door-peer", "from: @"),
 )
 
 
@@ -114,6 +116,8 @@ PROGRAMS = (
     ("ping-pong", "to", "to port kind count size ring within"),
     ("file-send", "to file", "to file port ring within chunk"),
     ("file-receive", "", "port output ring from"),
+    ("door-report", "to", "to port count size burst ring within"),
+    ("door-peer", "", "port sessions ring from"),
 )
 
 

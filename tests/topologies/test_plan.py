@@ -27,7 +27,7 @@ hypervisors:
 guests:
   c: {on: hv0, program: "own:send", with: {to: a, n: [1, null, {k: 2.5}]}, vcpus: 2}
   a: {on: hv0, program: builtin:file-receive, memory: 8MiB}
-  b: {on: hv1, program: mine:main, door: hypercall, notification: virq}
+  b: {on: hv1, program: mine:main, door: hypercall, notification: virq, apic: false}
 checks:
   - {name: done, guest: c, expect: {exit: 0}, within: 20s}
   - {guest: a, expect: {exit: 3}}
@@ -99,7 +99,18 @@ def test_every_process_is_told_what_it_needs() -> None:
         base_dir="/labs",
         output_dir="/run/lab/nodes/c",
     )
-    assert (made.guests[2].door, made.guests[2].notification) == ("hypercall", "virq")
+    assert (made.guests[2].door, made.guests[2].notification, made.guests[2].apic) == ("hypercall", "virq", False)
+
+
+def test_a_machine_of_another_kind() -> None:
+    """Personality, architecture, cpu, doors and notifications reach the hypervisor as they are resolved."""
+    text = "name: x\nhypervisors: {hv0: {personality: kvm, arch: aarch64, doors: [smc]}}\n"
+    made = plan(loads(text + "guests: {g: {on: hv0, program: 'm:f'}}\n"), PLACES)
+    (config,) = made.hypervisors
+    assert (config.personality, config.arch, config.cpu, config.doors, config.notifications) == (
+        "kvm", "aarch64", "armv8", ("smc",), ("line", "vector-per-cpu"),
+    )  # fmt: skip
+    assert (made.guests[0].arch, made.guests[0].apic) == ("aarch64", True)
 
 
 def test_checks_and_order() -> None:

@@ -69,6 +69,31 @@ def test_odd_results_do_not_break_the_table() -> None:
     assert len(summary_lines(outcome(node))[0]) < 80
 
 
+def test_what_a_program_reports_of_its_interrupts() -> None:
+    """Traps and spurious interrupts from the program, coalesced ones from its hypervisor's counters; else no column."""
+    counters = {"arch": {"a": {"interrupts_coalesced": 4}}}
+    home = NodeOutcome("hv0", NodeKind.HYPERVISOR, NodeState.STOPPED, counters=counters)
+    result = {"traps": 9, "interrupts": 3, "spurious": 0}
+    guest = NodeOutcome("a", NodeKind.GUEST, NodeState.EXITED, 0, hypervisor="hv0", result=result)
+    columns, rows = run_table(outcome(home, guest))
+    assert [column.title for column in columns] == ["guest", "exit", "traps", "spurious", "coalesced"]
+    assert rows == [["a", "0", "9", "0", "4"]]
+    columns, _ = run_table(outcome(home, NodeOutcome("a", NodeKind.GUEST, NodeState.EXITED, 0, hypervisor="hv0")))
+    assert [column.title for column in columns] == ["guest", "exit"]
+
+
+def test_what_became_of_the_interrupts() -> None:
+    """One line for each hypervisor that raised any, over all its guests."""
+    counted = {
+        "interrupts_raised": 5, "interrupts_posted": 3, "interrupts_coalesced": 1, "interrupts_dropped": 1, "exits": 9,
+    }  # fmt: skip
+    busy = {"arch": {"a": counted, "b": {"interrupts_raised": 2, "interrupts_posted": 2}}}
+    nodes = [NodeOutcome(name, NodeKind.HYPERVISOR, NodeState.STOPPED, counters=found)
+             for name, found in (("hv0", busy), ("hv1", {}), ("hv2", {"arch": {"c": {"exits": 1}}}))]  # fmt: skip
+    lines = [line for line in summary_lines(outcome(*nodes)) if "interrupts" in line]
+    assert lines == ["hv0: interrupts raised 7, posted 5, coalesced 1, dropped 1"]
+
+
 def test_a_plain_table_lines_up() -> None:
     """Numbers to the right, text to the left, nothing that a terminal would obey."""
     text = plain_table(["name", "n"], [["a\x1b[31m", "1"], ["b", "100"]], [False, True])

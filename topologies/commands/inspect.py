@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from topologies import labs
 from topologies.agent.control import ask
 from topologies.commands.lifecycle import ALIVE, NotFound
+from topologies.diagnose import nearest
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
 from topologies.labs import Lab
@@ -17,16 +19,26 @@ from topologies.report import print_table
 from topologies.runtime import signal_name
 
 SCHEMA = "inspect/1"
+PROBE_SCHEMA = "probe/1"
+SHOWN_NAMES = 12
+SEEN_COLUMNS = ("name", "at", "abi", "domid")
+SEEN_TITLES = ("hypervisor", "found at", "its calls", "domain id told")
+DOOR_COLUMNS = ("door", "speaks", "instruction", "selector", "found", "detail", "closeness", "exits", "cycles")
 
 
-def inspect(name: str | None, form: Format, *, everything: bool = False) -> int:
-    """`argosy inspect`: of every running lab, with `everything` of ended ones too, or of the lab or node `name`."""
+def inspect(name: str | None, form: Format, *, everything: bool = False, probe: bool = False) -> int:
+    """`argosy inspect`: of every running lab, with `everything` of ended ones too, or of the lab or node `name`.
+
+    With `probe` only what guests found when they looked for their hypervisor, and why they chose their door.
+    """
     found = labs.running_labs()
     if everything or name is not None:
         found += labs.ended_labs(found)
     records = {lab.name: [_record(lab, node) for node in _state(lab)["nodes"]] for lab in found}
     if name is not None:
         records = _named(name, records)
+    if probe:
+        return _print_probes(_probed(name, records), form)
     if form is Format.JSON:
         print(json.dumps({"schema": SCHEMA, "labs": records}, indent=1))
         return int(ExitCode.OK)
@@ -46,7 +58,10 @@ def _named(name: str, records: dict[str, list[dict[str, Any]]]) -> dict[str, lis
     chosen = {lab: nodes for lab, nodes in chosen.items() if nodes}
     if not chosen:
         known = sorted({*records, *(record["name"] for nodes in records.values() for record in nodes)})
-        words = f"there is neither a lab nor a node {name!r}" + (f" [known: {', '.join(known)}]" if known else "")
+        close, shown = nearest(name, tuple(known)), ", ".join(known[:SHOWN_NAMES])
+        more = f", ... {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
+        words = f"there is neither a lab nor a node {name!r}"
+        words += (f". Did you mean {close!r}?" if close else "") + (f" [known: {shown}{more}]" if known else "")
         raise NotFound(words, ExitCode.NOTHING_TO_DO)
     return chosen
 
@@ -104,8 +119,63 @@ def _last_error(node: dict[str, Any]) -> str:
 
 
 def _probe(found: list[Any] | None) -> dict[str, Any] | None:
-    """What the guest found when it looked for its hypervisor."""
-    return json.loads(found[0]) if found else None
+    """What the guest found when it looked for its hypervisor; None as well for what an older version recorded."""
+    try:
+        told = json.loads(found[0]) if found else None
+    except (TypeError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _probed(name: str | None, records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What each guest's probe reported, by lab and guest.  NotFound where there is nothing to show, with the reason."""
+    nodes = [record for found in records.values() for record in found]
+    guests = [record for record in nodes if record["kind"] == "guest"]
+    probes = {
+        lab: {record["name"]: record["probe"] for record in found if record["probe"] is not None}
+        for lab, found in records.items()
+    }
+    probes = {lab: found for lab, found in probes.items() if found}
+    if probes:
+        return probes
+    if name is None or name in records:
+        raise NotFound("no guest has probed for its hypervisor", ExitCode.NOTHING_TO_DO)
+    if not guests:
+        words = f"{name!r} is a {nodes[0]['kind']}: only guests probe for their hypervisor"
+        raise NotFound(words, ExitCode.NOTHING_TO_DO)
+    alive = guests[0]["state"] in ALIVE
+    words = f"guest {name!r} has not probed for its hypervisor{' yet' if alive else ''}: it is {guests[0]['state']}"
+    raise NotFound(words, ExitCode.NOTHING_TO_DO)
+
+
+def _print_probes(probes: dict[str, dict[str, dict[str, Any]]], form: Format) -> int:
+    if form is Format.JSON:
+        print(json.dumps({"schema": PROBE_SCHEMA, "labs": probes}, indent=1))
+        return int(ExitCode.OK)
+    for lab, guests in probes.items():
+        for name, found in guests.items():
+            print(f"{name} in lab {lab}, {found['arch']}\n")
+            _print_rows(SEEN_TITLES, SEEN_COLUMNS, found["hypervisors"], "no hypervisor announces itself")
+            _print_rows(DOOR_COLUMNS, DOOR_COLUMNS, found["doors"], "no door was tried")
+            print(f"door: {found['chosen'] or 'none'} ({found['why']})")
+            if found.get("notification"):
+                print(f"notification: {found['notification']}{_in_brackets(found.get('said'))}")
+            print()
+    return int(ExitCode.OK)
+
+
+def _print_rows(titles: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]], nothing: str) -> None:
+    if rows:
+        cells = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
+        numbers = [all(isinstance(row[key], int) for row in rows) for key in keys]
+        print_table(titles, cells, numbers, sys.stdout)
+    else:
+        print(nothing)
+    print()
+
+
+def _in_brackets(words: str | None) -> str:
+    return f" ({words})" if words else ""
 
 
 def _shown(value: Any) -> str:
