@@ -127,6 +127,8 @@ class Executor:
         counters = call.vcpu.hvm.counters
         counters.hypercalls += 1
         counters.argo_ops += 1
+        if cmd not in (Op.SENDV, Op.NOTIFY):
+            return self._ring_op(call, call.vcpu.hvm, cmd, a1, a2, a3, a4) & _M32
         ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
         if ret is PENDING:
             return ret

@@ -16,6 +16,7 @@ from hmx import xen
 from hmx.argo.abi import VIRQ_ARGO, Op
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
+from hmx.notify import REGISTER_RING_EX, NotifyOp
 from hmx.shm import store32, words32
 from hmx.trap import Arch, FrameFlag, Kind, Outcome, int32
 from hmx.vcpu_area import AREA_SIZE, Post, Word, post_entry
@@ -521,3 +522,14 @@ def test_notification_operations_are_argos_and_off_with_it() -> None:
     """argo=no: -EOPNOTSUPP for every operation, the experimental ones too."""
     guest = Machine("no", notifications=("line",)).guest(1)
     assert guest.argo(0x4000_0002, 1, 0, 7) == guest.argo(0x4000_0001, 0, 0, 0) == -Errno.EOPNOTSUPP
+
+
+def test_a_ring_loses_its_own_interrupt_by_a_32_bit_call_too() -> None:
+    """unregister_ring by ebx ecx ...: what the ring was to raise is forgotten with it (project notification)."""
+    guest = Machine(notifications=("vector-per-ring",)).guest(1)
+    guest.register(0x64)
+    REGISTER_RING_EX.pack_into(guest.ram, PAGE_SIZE, 0x64, 0x7FF4, 0, 4032, 0, 0xFEE0_0000, 0x41, 0)
+    assert guest.argo(NotifyOp.REGISTER_RING_EX, PAGE_SIZE, 3 * PAGE_SIZE, 1, 0) == 0
+    assert guest.hvm.notification.of_ring
+    done = guest.trap(Kind.VMCALL, (39, Op.UNREGISTER_RING, PAGE_SIZE, 0, 0, 0), flags=WIDTH32)
+    assert int32(done.regs[0]) == 0 and not guest.hvm.notification.of_ring
