@@ -150,6 +150,14 @@ class Vcpu:
         self._collect()
         return self._done
 
+    def expect(self, yields: int) -> bool:
+        """Yield the CPU up to `yields` times until an answer has come; whether one has.  No interruption point."""
+        for _ in range(yields):
+            if self.area.completed():
+                return True
+            self._platform.yield_cpu()
+        return False
+
     async def answer_to(self, seq: int) -> None:
         """Return when the answer to frame `seq` is among `answers()`."""
         done = self._spin_for(seq)
