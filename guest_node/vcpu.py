@@ -310,10 +310,12 @@ class Vcpu:
             self.counters.interrupts_spurious += 1
         asyncio.get_running_loop().call_soon(self._deliver)
 
-    def set_priority(self, tpr: int) -> None:
-        """Write the TPR: an interruption point, at which what it held back is delivered."""
+    def set_priority(self, value: int) -> None:
+        """Write the TPR (x86) or the PMR (Arm): an interruption point, at which what it held back is delivered."""
         if self.apic is not None:
-            self.apic.tpr = tpr
+            self.apic.tpr = value
+        elif self.gic is not None:
+            self.gic.pmr = value
         self.poll_interrupts()
         self._deliver()
 

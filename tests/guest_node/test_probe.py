@@ -167,6 +167,45 @@ def test_every_notification_mode_wakes_a_sleeper(personality: str, arch: Arch, m
     simulate(main())
 
 
+@pytest.mark.parametrize("mode", ["line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_arm_receiver_may_raise_its_priority_mask_and_turn_interrupts_off(mode: str, seed: int) -> None:
+    """What PMR or PSTATE.I hold back comes when they let it, and nothing is lost (Arm IHI 0069 4.8)."""
+
+    async def main() -> None:
+        rng = random.Random(seed)
+        world = World("kvm", ARM, "armv8", ("hvc",), ("line", "vector-per-cpu", mode), seed)
+        a, b = await world.guest(1, notification=mode), await world.guest(2, notification=mode)
+        rings = [b.argo.allocate_ring(4032) for _ in range(5)]  # more than one class, and more than four list registers
+        rung: list[int] = []
+        b.argo.on_virq(lambda: rung.append(1))
+        for port, ring in enumerate(rings):
+            assert await b.argo.register_ring(ring, port, DOMID_ANY) == 0
+        consumers = [Consumer(ring.window, ring.ring_len) for ring in rings]
+        vcpu, sent, got = b.vcpus[0], 0, 0
+        for _ in range(40):
+            how = rng.choice(("open", "pmr", "off"))
+            if how == "pmr":
+                vcpu.set_priority(0x40)
+            elif how == "off":
+                vcpu.enable_interrupts(False)
+            rung.clear()
+            for _ in range(rng.randint(1, 8)):
+                assert await a.argo.sendv(Address(rng.randrange(5), 2), 5, [b"x"], 7) == 1
+                sent += 1
+            await asyncio.sleep(0.01)
+            if how != "open":
+                assert not rung, "held back"
+                vcpu.set_priority(0xFF)
+                vcpu.enable_interrupts(True)
+                await asyncio.sleep(0.01)
+            assert rung, "after the last post the handler ran"
+            got += sum(len(consumer.drain()) for consumer in consumers)
+            assert got == sent
+
+    simulate(main())
+
+
 def test_a_guest_without_a_local_apic_falls_back_and_says_so() -> None:
     """A vector needs an APIC; the line does not."""
 
