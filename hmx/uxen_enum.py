@@ -23,6 +23,7 @@ CONTROL_PORT: Final = 0x32F
 BITMAP_PORT: Final = 0x330
 BITMAP_BYTES: Final = 16
 MAX_UNITS: Final = BITMAP_BYTES * 8
+STORAGE_PORT: Final = 0xD_0000  # v4v port of unit 0
 
 
 class EnumerationError(ValueError):

@@ -15,6 +15,7 @@ from hmx.errno import Errno
 from hmx.memory import FAULT
 from hmx.notify import MODES, NotifyOp
 from hmx.trap import KNOWN_FLAGS, MAX_REGS, Arch, FrameFlag, Kind, Outcome, Vector, X86Reg, int32
+from hmx.uxen_enum import MAX_UNITS, STORAGE_PORT
 from hmx.xen import Hypercall
 from hv_node.argo.core import Argo
 from hv_node.doors.handlers import HANDLERS, Call
@@ -190,6 +191,16 @@ class Executor:
         if self._v4v is None:
             return -Errno.ENOSYS & _M64
         return self._v4v.op(call.vcpu.hvm.domain, op, *arguments, ctx=call.ctx) & _M64
+
+    def storage_units(self, call: Call) -> tuple[int, ...]:
+        """The v4v storage units of the calling guest: those for which the device model has a ring."""
+        if self._v4v is None:
+            return ()
+        domid = call.vcpu.hvm.domain.domid
+        model = self._v4v.states.get(self._v4v.options.dm_domid)
+        if model is None:
+            return ()
+        return tuple(unit for unit in range(MAX_UNITS) if model.match(STORAGE_PORT + unit, domid) is not None)
 
     def _token(self, call: Call) -> Vcpu | AsyncCall:
         """What an operation that stays pending is completed with."""

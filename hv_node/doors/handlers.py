@@ -14,6 +14,7 @@ from hmx.errno import Errno
 from hmx.hypervisors import AX_PROBE_RDX
 from hmx.memory import PAGE_SIZE
 from hmx.trap import Arch, FrameFlag, Kind, Vector, X86Reg
+from hmx.uxen_enum import encode_bitmap, read_port
 from hv_node.doors import smccc
 from hv_node.doors.hypercalls import hypercall_page
 from hv_node.doors.leaves import leaf_of
@@ -182,6 +183,16 @@ def uxen_call(hv: Executor, call: Call) -> None:
         hv.answer(call, hv.v4v_call(call, slots[5], slots[4], slots[3], slots[8], slots[6], slots[7]))
 
 
+def uxen_storage(hv: Executor, call: Call) -> None:
+    """The port bitmap of storage units: unit n is there while the device model has a ring for us at 0xD0000 + n
+    (uXen dm/uxen_stor.c).
+    """
+    bitmap = encode_bitmap(hv.storage_units(call))
+    value = read_port(bitmap, call.selector, min(call.size, DOOR_SIZE))
+    keep = call.slots[X86Reg.RAX] & ~((1 << 8 * call.size) - 1) if call.size < DOOR_SIZE else 0
+    hv.done(call, (keep | value,))
+
+
 def v4v_cpuid(hv: Executor, call: Call) -> None:
     """v4v by CPUID: op in rdi, arguments in rsi rdx r10 r8 r9; status in rax, whom to wake in rdi (uXen ax.h)."""
     slots = call.slots
@@ -276,6 +287,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "jailhouse-call": jailhouse_call,
     "uxen-call": uxen_call,
     "v4v-cpuid": v4v_cpuid,
+    "uxen-storage": uxen_storage,
     "ax-probe": ax_probe,
     "vmware-port": vmware_port,
     "smccc": smccc_call,

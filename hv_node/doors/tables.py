@@ -13,6 +13,7 @@ from hmx.arm_map import GIC_LAST, GICD_BASE
 from hmx.doors import CONVENTIONS, doors_of
 from hmx.hypervisors import AX_PROBE_LEAF, AX_V4V_LEAF, WHPX_V4V_LEAF
 from hmx.trap import Arch, Kind
+from hmx.uxen_enum import BITMAP_BYTES, BITMAP_PORT, CONTROL_PORT
 from hmx.xen import HYPERCALL_MSR, VIRIDIAN_HYPERCALL_MSR
 from hv_node.doors.personality import ANY, CPL, Intercept, Otherwise, Personality, Row
 
@@ -77,6 +78,10 @@ VMWARE: Final = (
 ACRN: Final = (*_calls("acrn-call", "ACRN arch/x86/guest/vmcall.c"), *_HVM)
 UXEN: Final = (
     *_calls("uxen-call", "uXen xen/arch/x86/hvm/hvm.c"),
+    Row(
+        Kind.IN, CONTROL_PORT, BITMAP_PORT + BITMAP_BYTES - 1, _BITMAP, "uxen-storage", Otherwise.ALL_ONES, 1,
+        "uXen dm/uxen_stor.c: bitmap of v4v storage units",
+    ),
     Row(Kind.RDMSR, HYPERCALL_MSR, HYPERCALL_MSR, _ALWAYS, "", Otherwise.ZERO, 1, "uXen, as Xen"),
     Row(Kind.WRMSR, HYPERCALL_MSR, HYPERCALL_MSR, _ALWAYS, "hypercall-page", Otherwise.GP, 1, "uXen, as Xen"),
     Row(Kind.WRMSR, *ANY, _BITMAP, "", Otherwise.IGNORE, 1, "uXen xen/arch/x86/hvm/vmx: unclaimed writes are dropped"),

@@ -86,6 +86,7 @@ TABLES = {
     # uXen drops writes of MSRs that it does not know.
     ("uxen", X86): calls("uxen-call")
     + """
+        IN 0x32F-0x33F BITMAP uxen-storage ALL_ONES
         RDMSR 0x40000000 ALWAYS - ZERO
         WRMSR 0x40000000 ALWAYS hypercall-page GP
         WRMSR any BITMAP - IGNORE
