@@ -17,7 +17,7 @@ def test_units_are_found_by_their_ports(personality: str, units: tuple[int, ...]
     async def main() -> None:
         world = World(personality, X86, "intel", ("hypercall",))
         kernel = await world.guest(5)
-        world.machine.core._executor.storage_units = lambda _call: units  # type: ignore[method-assign]
+        world.machine.core._executor.storage_units = lambda _: units  # type: ignore[method-assign, assignment]
         assert await storage_ports(kernel.vcpus[0]) == found
 
     simulate(main())
