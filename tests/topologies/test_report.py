@@ -12,6 +12,7 @@ import pytest
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
 from topologies.report import (
+    COLUMNS,
     LiveProgress,
     Progress,
     plain_table,
@@ -180,3 +181,12 @@ def test_progress_on_a_terminal() -> None:
     assert "starting guests (1 of 1 nodes ready)" in shown
     assert "waiting for guest b to be ready" in shown
     assert "guest b was killed" in err.getvalue()
+
+
+def test_numbers_stand_to_the_right() -> None:
+    """Every column of the table counts or measures something, but for the first three."""
+    assert [(column.title, column.number) for column in COLUMNS] == [
+        ("guest", False), ("exit", False), ("SHA-256", False), ("bytes", True), ("messages", True), ("traps", True),
+        ("hypercalls", True), ("doorbells", True), ("interrupts", True), ("spurious", True), ("coalesced", True),
+        ("MiB/s", True),
+    ]  # fmt: skip

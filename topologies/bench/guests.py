@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from guest_node.kernel.window import SendWindow
 from hmx.argo.abi import Address
-from topologies.bench.inbox import MESSAGE_TYPE, PORT, Inbox, Meter, await_peer, copy_out, identity
+from topologies.bench.inbox import MESSAGE_TYPE, PAUSES, PORT, Inbox, Meter, await_peer, copy_out, identity
 from topologies.bench.ledger import DIRECT, DISTINCT, STAMP, Ledger, bodies, body, stamp
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def receive_windowed(guest: Guest) -> None:
         if taken:
             await inbox.freed(taken * slot, unread)
         else:
-            await inbox.wait()
+            await inbox.wait(PAUSES)
         if not timed and ledger.count >= warm:
             timed, started_at = True, ledger.count
             meter.begin()

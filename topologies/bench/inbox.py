@@ -82,6 +82,8 @@ class Inbox:
         self.consumer = Consumer(ring.window, ring.ring_len)
         self._owed = 0
         self._waiter: asyncio.Future[None] | None = None
+        # A tree that is measured against this one may be older, and know no other way to let time pass.
+        self._pause = getattr(self.vcpu, "pause", self.vcpu.poll_interrupts)
         self.calls.on_virq(self._virq)
 
     @classmethod
@@ -115,16 +117,18 @@ class Inbox:
             self._owed = 0
             await self.calls.notify([])
 
-    async def wait(self) -> None:
-        """Return when something lies in the ring.  Never sleeps with a notify owed."""
+    async def wait(self, pauses: int = 0) -> None:
+        """Return when something lies in the ring, after up to `pauses` looks with a little time between them.  Never
+        sleeps with a notify owed.
+        """
         available = self.consumer.available
         for _ in range(YIELDS):
             os.sched_yield()
             if available():
                 return
         await self.tell()
-        for _ in range(PAUSES):
-            self.vcpu.pause()
+        for _ in range(pauses):
+            self._pause()
             if available():
                 return
         while not available():
