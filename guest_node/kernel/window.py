@@ -68,6 +68,8 @@ class SendWindow:
             abi.IOV.pack_into(self._ram, start + abi.SEND_ADDR.size, at, size, 0)
             trap = argo.call_trap(abi.Op.SENDV, start, start + abi.SEND_ADDR.size, 1, message_type)
             self._regs.append(trap.regs)
+        # What the door's instruction names beside registers is the same in every frame.
+        self._instruction = trap.privilege, trap.size, trap.imm, trap.address
         self._kind, self._result = int(argo.door.kind), _REGS + argo.door.result
         self._inflight: deque[int] = deque()
         self._failed = False
@@ -129,11 +131,12 @@ class SendWindow:
         if burst <= 0:
             return 0
         ram, at, regs, kind, submit = self._ram, self._at, self._regs, self._kind, area.submit
+        privilege, size, immediate, address = self._instruction
         flag = _LINK if inflight else 0
         for index in range(next_, next_ + burst):
             place = index % depth
             compose(ram, at[place], index)
-            inflight.append(submit(kind, regs[place], flag))
+            inflight.append(submit(kind, regs[place], flag, privilege, size, immediate, address))
             flag = _LINK
         self._next = next_ + burst
         self._follows = area.seq

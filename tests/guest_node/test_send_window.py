@@ -13,7 +13,10 @@ from guest_node.kernel.window import SendWindow
 from hmx.argo.abi import DOMID_ANY, Address
 from hmx.argo.calls import RingMemory
 from hmx.argo.consumer import Consumer
+from hmx.trap import Arch
+from tests.guest_node import test_probe as probed
 from tests.guest_node.test_kernel import SEEDS, World, simulate
+from tests.guest_node.test_probe import ARM, X86
 
 STAMP = struct.Struct("<Q")
 SIZE = 32
@@ -144,3 +147,23 @@ def test_a_window_has_as_many_places_as_a_vcpu_has_frames() -> None:
                 SendWindow(kernel.argo, Address(9, 2), 5, SIZE, depth, 0, _room)
 
     simulate(0, main)
+
+
+@pytest.mark.parametrize(
+    ("arch", "cpu", "door"),
+    [(X86, "intel", "msr"), (X86, "amd", "cpuid"), (X86, "intel", "pio"), (X86, "intel", "mmio"), (ARM, "armv8", "hvc")],
+)
+def test_a_window_works_through_every_kind_of_door(arch: Arch, cpu: str, door: str) -> None:
+    """A frame names its MSR, leaf, port, address or immediate, and its privilege, in a window too (docs/doors.md)."""
+
+    async def main() -> None:
+        world = probed.World("xen", arch, cpu, (door,))
+        sender, receiver = await world.guest(1), await world.guest(2)
+        ring = receiver.argo.allocate_ring(4032)
+        assert await receiver.argo.register_ring(ring, 9, DOMID_ANY) == 0
+        window = await _window(sender, 2, 16)
+        await window.send(0, 40, STAMP.pack_into)
+        got = [STAMP.unpack_from(message.payload)[0] for message in Consumer(ring.window, ring.ring_len).drain()]
+        assert got == list(range(40))
+
+    probed.simulate(main())
