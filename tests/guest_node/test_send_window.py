@@ -151,8 +151,11 @@ def test_a_window_has_as_many_places_as_a_vcpu_has_frames() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "cpu", "door"),
-    [(X86, "intel", "msr"), (X86, "amd", "cpuid"), (X86, "intel", "pio"), (X86, "intel", "mmio"), (ARM, "armv8", "hvc")],
-)
+    [
+        (X86, "intel", "msr"), (X86, "amd", "cpuid"), (X86, "intel", "pio"), (X86, "intel", "mmio"),
+        (ARM, "armv8", "hvc"),
+    ],
+)  # fmt: skip
 def test_a_window_works_through_every_kind_of_door(arch: Arch, cpu: str, door: str) -> None:
     """A frame names its MSR, leaf, port, address or immediate, and its privilege, in a window too (docs/doors.md)."""
 
