@@ -114,9 +114,11 @@ class Hypervisor:
     def _gic(self, hvm: Hvm) -> Gic:
         memory = hvm.domain.memory
 
-        def post(index: int, register: int) -> None:
+        def post(index: int, register: int, new: bool) -> None:
             vcpu = hvm.vcpus[index]
-            hvm.counters.interrupts_posted += vcpu.area.post(post_entry(Post.LR, register))
+            # Counted even where the bell coalesces: a guest that looks again takes what was listed meanwhile.
+            hvm.counters.interrupts_posted += new
+            vcpu.area.post(post_entry(Post.LR, register))
             if vcpu.area.guest_sleeps():
                 self.bells[vcpu] = None
 
@@ -280,10 +282,14 @@ class Hypervisor:
         """Post an interrupt that needs no event channel: to a local APIC, or through the distributor."""
         if hvm.gic is not None:
             before = hvm.counters.interrupts_posted
-            if not hvm.gic.distributor.pulse(entry, index):
+            distributor = hvm.gic.distributor
+            irq = distributor.interrupt(entry, index)
+            waited = irq is not None and irq.latch
+            distributor.pulse(entry, index)
+            if irq is None:
                 hvm.counters.interrupts_dropped += 1
-            elif hvm.counters.interrupts_posted == before:
-                hvm.counters.interrupts_coalesced += 1
+            elif hvm.counters.interrupts_posted == before and (waited or not irq.latch):
+                hvm.counters.interrupts_coalesced += 1  # else it waits for a register, and counts when it is listed
             return
         vcpu = hvm.vcpus[index]
         if not vcpu.area.post(entry):

@@ -22,7 +22,7 @@ from hv_node.interrupts.v2m import MsiFrame
 
 
 class Gic:
-    """GICv3 for one vCPU for each of `words` (u64 views of its area); `post(vcpu, n)` when it must look at register n.
+    """GICv3 for one vCPU for each of `words`, u64 views of its area.  `post(vcpu, n, new)`: it must look at register n.
 
     `memory(address, size)` reads guest memory for the ITS: bytes, or None where there is none.
     """
@@ -30,7 +30,7 @@ class Gic:
     def __init__(
         self,
         words: Sequence[memoryview],
-        post: Callable[[int, int], None],
+        post: Callable[[int, int, bool], None],
         memory: Callable[[int, int], bytes | None],
     ) -> None:
         self.distributor = Distributor(words, post)

@@ -61,7 +61,7 @@ class Distributor:
     def __init__(
         self,
         words: Sequence[memoryview],
-        post: Callable[[int, int], None],
+        post: Callable[[int, int, bool], None],
         version: int = 3,
         spis: int = SPIS,
         lrs: int = DEFAULT_LRS,

@@ -106,7 +106,8 @@ class View(NamedTuple):
 class ListRegisters:
     """The list registers of `vcpu`, in use: the first `lrs`.
 
-    `post(vcpu, n)` is called when the guest must look at register n; `requeue(irq)` when an interrupt may have to be
+    `post(vcpu, n, new)` is called when the guest must look at register n, with `new` when an interrupt became pending
+    there (else one is asked back); `requeue(irq)` when an interrupt may have to be
     listed somewhere (it calls `consider` of its target's registers); `admits(irq)` says whether the distributor lets
     the interrupt pass now (its group enabled, for an LPI its redistributor's LPIs).
     """
@@ -119,7 +120,7 @@ class ListRegisters:
         self,
         vcpu: int,
         words: memoryview,
-        post: Callable[[int, int], None],
+        post: Callable[[int, int, bool], None],
         requeue: Callable[[Interrupt], None],
         admits: Callable[[Interrupt], bool],
         lrs: int = DEFAULT_LRS,
@@ -183,7 +184,7 @@ class ListRegisters:
         )
         self.entries[slot] = irq.at = entry
         self._store(slot, word | old & _MORE)
-        self._post(self.vcpu, slot)
+        self._post(self.vcpu, slot, True)
 
     def recall(self, entry: Entry) -> None:
         """Ask for `entry` back.  What it had come to is known when the guest answers."""
@@ -193,7 +194,7 @@ class ListRegisters:
         old = self._lr[self._index(entry.slot)]
         generation = _GENERATION.put((_GENERATION.get(old) + 1) & 0xFF)
         self._store(entry.slot, generation | old & (_PHASE | _MORE))
-        self._post(self.vcpu, entry.slot)
+        self._post(self.vcpu, entry.slot, False)
 
     def _again(self, entry: Entry) -> None:
         """Make an entry that the guest has in service pending once more."""
@@ -201,7 +202,7 @@ class ListRegisters:
         entry.priority, entry.group = entry.irq.priority, entry.irq.group  # they may have changed while it was active
         word = self._lr[self._index(entry.slot)] & ~_RANK ^ _PHASE
         self._store(entry.slot, word | encode(SHARED_LR, priority=entry.priority, group=entry.group))
-        self._post(self.vcpu, entry.slot)
+        self._post(self.vcpu, entry.slot, True)
 
     def _ask_eoi(self, entry: Entry) -> None:
         """Have the guest ring when `entry` ends."""

@@ -28,7 +28,7 @@ class Rig:
         self.posts: list[tuple[int, int]] = []
         areas = [words64(bytearray(0x1000)) for _ in range(cpus)]
         self.areas = areas
-        self.dist = Distributor(areas, lambda vcpu, n: self.posts.append((vcpu, n)), version, spis, lrs)
+        self.dist = Distributor(areas, lambda vcpu, n, new: self.posts.append((vcpu, n)), version, spis, lrs)
         self.cpus = [VirtualCpuInterface(area, version, lrs) for area in areas]
         self.gicd = DistributorFrame(self.dist)
         self.config: dict[int, int] = {}
