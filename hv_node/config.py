@@ -16,6 +16,10 @@ class DomainConfig:
         vcpus: Number of virtual CPUs.
         is_control: True for a domain that XSM policies treat as the control domain.
         firmware: ACPI tables or a device tree, placed at hmx.memory.FIRMWARE_BASE before the guest starts.
+        storage: Numbers of its v4v storage units, which uXen's device table shows.
+        label: Its security label, "" for none.
+        implicit_only: True for a domain that reaches others through its slots only.
+        nested: True for a domain that is a hypervisor itself.
     """
 
     name: str
@@ -24,6 +28,79 @@ class DomainConfig:
     vcpus: int
     is_control: bool = False
     firmware: bytes = b""
+    storage: tuple[int, ...] = ()
+    label: str = ""
+    implicit_only: bool = False
+    nested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """A guest on another hypervisor, and the domain id by which this one's guests know it (experimental).
+
+    Attributes:
+        name: Name of the guest.
+        domid: Domain id of its proxy.
+        path: Where it lives, from its outermost hypervisor inwards, the guest itself last.
+        label: Its security label, "" for none.
+    """
+
+    name: str
+    domid: int
+    path: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotConfig:
+    """One entry of the implicit-destination table (experimental).
+
+    Attributes:
+        holder: The guest, or the hypervisor on this one, that may use it.
+        slot: Its number in the holder's table, from 0.
+        source_port: It serves sends from this port; None: from any.
+        port: It serves sends to this well-known port; None: to any, if `source_port` says which.
+        to: Path of the endpoint that it leads to; () for the next hypervisor outwards, whose table decides.
+        to_port: The endpoint's port; None: as the sender wrote it.
+        types: Message types that pass; none: all.
+        rate: Messages a second that pass; 0: no limit.
+        delegable: True if the holder may pass it on.
+    """
+
+    holder: str
+    slot: int
+    source_port: int | None
+    port: int | None
+    to: tuple[str, ...]
+    to_port: int | None = None
+    types: tuple[int, ...] = ()
+    rate: float = 0.0
+    delegable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """One rule of a firewall: labels, "*" for any; inclusive ranges of destination ports, none for all."""
+
+    source: str
+    target: str
+    ports: tuple[tuple[int, int], ...]
+    allow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """A lab's security policy: the first rule that fits decides, and none denies.
+
+    Attributes:
+        module: Name of the module, `firewall`.
+        rules: In their order.
+        permissions: (label, operation) pairs that are refused although the rules are silent on them.
+    """
+
+    module: str
+    rules: tuple[RuleConfig, ...]
+    permissions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +125,16 @@ class HypervisorConfig:
         linger_ns: How long a dead guest's domain is held in dying, in nanoseconds.
         seed: Seed of all its randomness.
         domains: Its domains, by ascending domain id.
+        parent: The hypervisor that it is a guest of, "" for none.
+        path: Where it stands, from its outermost hypervisor inwards, itself last.
+        outer: Personalities of the hypervisors around it, the outermost first.
+        mode: How a nested hypervisor serves Argo: own, forward or steal.
+        nested_msr: What it does with the MSR intercepts of hypervisors on it: default, keep, steal or never.
+        link_timeout_ns: How long an operation waits for a link that is down, in nanoseconds.
+        posted: Hypervisors to which sends return before they are answered, by the names of their outermost ones.
+        remotes: Guests on other hypervisors of the lab.
+        slots: What the toolstack programmed for its guests.
+        policy: Security policy of the lab, None for none.
     """
 
     lab: str
@@ -67,3 +154,18 @@ class HypervisorConfig:
     linger_ns: int
     seed: int
     domains: tuple[DomainConfig, ...]
+    parent: str = ""
+    path: tuple[str, ...] = ()
+    outer: tuple[str, ...] = ()
+    mode: str = "own"
+    nested_msr: str = "default"
+    link_timeout_ns: int = 5_000_000_000
+    posted: tuple[str, ...] = ()
+    remotes: tuple[RemoteConfig, ...] = ()
+    slots: tuple[SlotConfig, ...] = ()
+    policy: PolicyConfig | None = None
+
+    @property
+    def storage(self) -> dict[str, tuple[int, ...]]:
+        """The v4v storage units of each domain that has any, by name."""
+        return {domain.name: domain.storage for domain in self.domains if domain.storage}

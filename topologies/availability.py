@@ -35,6 +35,7 @@ LATER: Final = (
     Later("hypervisor", "host", ()),
     Later("hypervisor", "parent", ()),
     Later("hypervisor", "argo.mode", ("own",)),
+    Later("hypervisor", "nested-msr", ()),
     Later("guest", "implicit-only", ()),
     Later("guest", "devices", ()),
     Later("guest", "serves", ()),

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from topologies.diagnose import Diagnostic, at, show
 from topologies.doorcheck import machines
+from topologies.levelcheck import are_connected, levels
 from topologies.marks import Entry, Location, Mark, Node, key_mark, select, walk
 from topologies.merge import SECTIONS
 from topologies.programs import ProgramError, builtin_names, builtin_of, check_program, nearest_builtin
@@ -36,8 +37,6 @@ REFERENCES: Final = (
     Reference("checks.*.guest", "guests", "guest"),
     Reference("hypervisors.*.parent", "hypervisors", "hypervisor"),
     Reference("hypervisors.*.host", "hosts", "host"),
-    Reference("destinations.*.from", "guests", "guest"),
-    Reference("destinations.*.to", "guests", "guest"),
     Reference("links.*.between.*", "hypervisors", "hypervisor"),
     Reference("defaults.kind", "kinds", "kind"),
     Reference("groups.*.kind", "kinds", "kind"),
@@ -87,6 +86,7 @@ def crosscheck(root: Node) -> Iterator[Found]:
     yield from arguments(root)
     yield from peers(root)
     yield from machines(root)
+    yield from levels(root)
     yield from numbers(root)
     yield from checks(root)
 
@@ -197,6 +197,8 @@ def arguments(root: Node) -> Iterator[Found]:
 def peers(root: Node) -> Iterator[Found]:
     """Arguments of built-in programs that name a guest which the program cannot reach."""
     homes = {str(location[-1]): guest.text("on") for location, guest in select(root, "guests.*")}
+    if are_connected(root, homes):
+        homes = dict.fromkeys(homes, "")
     for location, guest in select(root, "guests.*"):
         builtin, given = builtin_of(guest.text("program") or ""), guest.get("with")
         if builtin is None or given is None:

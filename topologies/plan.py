@@ -17,12 +17,14 @@ from broker.config import BrokerConfig
 from guest_node.config import GuestConfig
 from hmx.trap import Arch
 from hv_node.config import DomainConfig, HypervisorConfig
+from topologies import levels
 from topologies.codec import decode, encode
 from topologies.load import resolved
 from topologies.schema import Guest, Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
-FIRST_DOMID: Final = 1  # 0 is the control domain's
+CONTROL_DOMID: Final = 0
+FIRST_DOMID: Final = 1
 _SEED_BYTES: Final = 6  # seeds stay exact in every JSON reader
 
 
@@ -149,9 +151,19 @@ def plan(
             attach_path=places.attach_path(index),
             linger_ns=keys.argo.linger,
             seed=node_seed(seed, hypervisor),
-            domains=tuple(
-                _domain(guest, domid, keys, topology.guests[guest]) for guest, domid in domids[hypervisor].items()
+            domains=_domains(topology, hypervisor, domids[hypervisor]),
+            parent=keys.parent,
+            path=levels.path_of(topology, hypervisor),
+            outer=tuple(
+                topology.hypervisors[around].personality for around in levels.path_of(topology, hypervisor)[:-1]
             ),
+            mode=keys.argo.mode,
+            nested_msr=keys.nested_msr,
+            link_timeout_ns=topology.link_timeout,
+            posted=levels.posted(topology, hypervisor),
+            remotes=levels.remotes(topology, hypervisor),
+            slots=levels.slots(topology, hypervisor),
+            policy=levels.policy(topology.policy),
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
     )
@@ -172,7 +184,7 @@ def plan(
             notification=guest_keys.notification,
             program=guest_keys.program,
             arguments=guest_keys.with_,
-            peers={peer: domid for peer, domid in domids[guest_keys.on].items() if peer != guest},
+            peers=levels.peers_of(topology, guest, domids[guest_keys.on]),
             seed=node_seed(seed, guest),
             base_dir=places.base_dir,
             output_dir=places.node_dir(guest),
@@ -213,7 +225,20 @@ def node_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:_SEED_BYTES], "big")
 
 
-def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest) -> DomainConfig:
+def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tuple[DomainConfig, ...]:
+    """The domains of a hypervisor: its guests, then the hypervisors on it."""
+    keys = topology.hypervisors[hypervisor]
+    guests = tuple(
+        _domain(guest, domid, keys, topology.guests[guest], levels.label_of(topology, guest))
+        for guest, domid in domids.items()
+    )
+    return guests + tuple(
+        levels.nested_domain(topology, child, FIRST_DOMID + len(domids) + number)
+        for number, child in enumerate(levels.children_of(topology, hypervisor))
+    )
+
+
+def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest, label: str) -> DomainConfig:
     """One domain, with the firmware that its hypervisor gives it."""
     blob = b""
     if hypervisor.firmware != "none":
@@ -223,17 +248,24 @@ def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest) -> Doma
             hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], hypervisor.doors,
             hypervisor.notifications, guest.memory, guest.vcpus,
         )  # fmt: skip
-    return DomainConfig(name, domid, guest.memory, guest.vcpus, firmware=blob)
+    return DomainConfig(
+        name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,
+        storage=tuple(guest.storage), label=label, implicit_only=guest.implicit_only,
+    )  # fmt: skip
 
 
 def _domids(topology: Topology) -> dict[str, dict[str, int]]:
-    """Domain ids of the guests on each hypervisor: 1, 2, 3 ... in the order of the file."""
+    """Domain ids of the guests on each hypervisor: 1, 2, 3 ... in the order of the file, 0 the control domain's."""
     domids: dict[str, dict[str, int]] = {hypervisor: {} for hypervisor in topology.hypervisors}
     for name, guest in topology.guests.items():
-        domids[guest.on][name] = FIRST_DOMID + len(domids[guest.on])
+        others = sum(domid != CONTROL_DOMID for domid in domids[guest.on].values())
+        domids[guest.on][name] = CONTROL_DOMID if guest.control else FIRST_DOMID + others
     return domids
 
 
 def _order(topology: Topology) -> tuple[tuple[str, ...], ...]:
-    stages = ((BROKER,), tuple(topology.hypervisors), tuple(topology.guests))
+    by_depth: dict[int, list[str]] = {}
+    for name in topology.hypervisors:
+        by_depth.setdefault(len(levels.path_of(topology, name)), []).append(name)
+    stages = ((BROKER,), *(tuple(by_depth[depth]) for depth in sorted(by_depth)), tuple(topology.guests))
     return tuple(stage for stage in stages if stage)

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from hmx.uxen_enum import MAX_UNITS
 from topologies.diagnose import describe, show
 from topologies.machines import defaults_of
 from topologies.marks import Location
@@ -139,6 +140,10 @@ GuestDoor = Literal["auto", "hypercall", "msr", "cpuid", "pio", "mmio", "hvc", "
 Notification = Literal["virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"]
 GuestNotification = Literal["auto", "virq", "line", "vector-per-cpu", "vector-per-ring", "vectors-by-priority"]
 Restart = Literal["never", "on-failure"]
+Operation = Literal["enable", "register_single_source", "register_any_source", "send"]
+Port = Annotated[int, Field(ge=0, le=(1 << 32) - 1)]
+Unit = Annotated[int, Field(ge=0, lt=MAX_UNITS)]
+MessageType = Annotated[int, Field(ge=0, le=(1 << 32) - 1)]
 
 
 class Keys(BaseModel):
@@ -191,6 +196,11 @@ class Hypervisor(SharedKeys):
         default=["virq"],
         description="Ways in which it can tell guests that something arrived; [line, vector-per-cpu] if it is no Xen.",
     )
+    nested_msr: Literal["default", "keep", "steal", "never"] = Field(
+        default="default",
+        alias="nested-msr",
+        description="What it does with MSR intercepts that a hypervisor on it asks for; default: as its personality.",
+    )
     firmware: Literal["none", "acpi", "devicetree"] = Field(
         default="none", description="What describes its machine to guests, in their memory; devicetree on aarch64 only."
     )
@@ -226,6 +236,8 @@ class Guest(SharedKeys):
         default="auto", description="How it wants to be told that something arrived."
     )
     apic: bool = Field(default=True, description="It has local APICs (x86); without them it takes no vectors.")
+    control: bool = Field(default=False, description="It is the control domain, id 0, where uXen's device models run.")
+    storage: list[Unit] = Field(default=[], description="Its v4v storage units, in uXen's device table.")
     implicit_only: bool = Field(default=False, alias="implicit-only", description="Reach others by service only.")
     program: str = Field(default="", description="builtin:NAME, or module:function of an `async def main(guest)`.")
     with_: dict[str, Any] = Field(default={}, alias="with", description="Arguments of the program.")
@@ -238,27 +250,40 @@ class NodeKeys(Hypervisor, Guest):
 
 
 class Destination(Keys):
-    """One line of the toolstack's patch panel: a guest's service leads to another guest."""
+    """One line of the toolstack's patch panel: what a guest asks for leads to another guest (experimental)."""
 
-    from_: Reference = Field(alias="from", description="The guest that asks.")
-    service: Name = Field(description="The well-known service that it asks for.")
-    to: Reference = Field(description="The guest that serves it.")
+    from_: Reference = Field(alias="from", description="The guest that asks, or a hypervisor on behalf of its guests.")
+    service: str = Field(default="", description="The well-known service that it asks for; see `argosy services`.")
+    instance: int = Field(default=0, ge=0, le=255, description="Which one of the service.")
+    source_port: Port | None = Field(
+        default=None, alias="source-port", description="Serve sends from this port only, instead of a service."
+    )
+    to: Reference = Field(description="The guest that serves it, or `up`: the next hypervisor outwards decides.")
+    port: Port | None = Field(default=None, description="Its port; by default the one that was asked for.")
+    types: list[MessageType] = Field(default=[], description="Message types that pass; none: all.")
+    rate: float = Field(default=0.0, ge=0, le=1e9, description="Messages a second that pass; 0: no limit.")
+    delegable: bool = Field(default=False, description="The guest may pass it on to guests that it reaches.")
 
 
 class Allow(Keys):
     """Who may send to whom."""
 
-    from_: str = Field(alias="from", description="Label of the sender.")
-    to: str = Field(description="Label of the receiver.")
-    ports: list[str] = Field(default=[], description="Services or ports; none: all.")
+    from_: str = Field(alias="from", description="Label of the sender; * for any.")
+    to: str = Field(description="Label of the receiver; * for any.")
+    ports: list[str | int] = Field(default=[], description="Services, ports or ranges such as 16-31; none: all.")
+    action: Literal["allow", "deny"] = Field(default="allow", description="What becomes of what fits.")
 
 
 class Policy(Keys):
-    """A security policy of the whole lab."""
+    """A security policy of the whole lab: the first rule that fits decides, and none denies."""
 
-    module: str = Field(description="The policy module.")
-    labels: dict[Reference, str] = Field(default={}, description="The label of each node.")
-    allow: list[Allow] = Field(default=[], description="What is allowed; all else is denied.")
+    module: Literal["firewall"] = Field(description="The policy module.")
+    labels: dict[Reference, str] = Field(default={}, description="The label of each guest.")
+    allow: list[Allow] = Field(default=[], description="Rules in their order; what none fits is denied.")
+    viptables: str = Field(default="", description="The same as OpenXT's viptables text, instead of `allow`.")
+    permissions: dict[str, list[Operation]] = Field(
+        default={}, description="Operations that a label may use; a label that is not named may use all."
+    )
 
 
 class Impair(Keys):

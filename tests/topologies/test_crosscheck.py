@@ -37,8 +37,6 @@ REFERENCES = (
     ("kinds: {k: {on: @}}\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
     ("groups: {g: {on: @}}\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
     ("checks: [{guest: @}]\nguests: {app: {on: hv0}}\nhypervisors: {hv0: }", "app", "guest", "app"),
-    ("destinations: [{from: @}]\nguests: {app: {on: hv0}}\nhypervisors: {hv0: }", "app", "guest", "app"),
-    ("destinations: [{to: @}]\nguests: {app: {on: hv0}}\nhypervisors: {hv0: }", "app", "guest", "app"),
     ("links: [{between: [hv0, @]}]\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
     ("defaults: {kind: @}\nkinds: {fast: }", "fast", "kind", "fast, hypervisor, guest"),
     ("groups: {g: {kind: @}}\nkinds: {fast: }", "fast", "kind", "fast, hypervisor, guest"),

@@ -76,6 +76,7 @@ def test_every_process_is_told_what_it_needs() -> None:
         linger_ns=500_000_000,
         seed=node_seed(7, "hv0"),
         domains=(DomainConfig("c", 1, 64 << 20, 2), DomainConfig("a", 2, 8 << 20, 1)),
+        path=("hv0",),
     )
     assert made.hypervisors[1].attach_path == "/run/s/0a1b2c3d/attach-1"
     assert made.guests[0] == GuestConfig(

@@ -25,7 +25,7 @@ SOUND = "name: lab\nhypervisors: {hv0: {}}\nguests: {app: {on: hv0, program: 'bu
 
 TOP = "name hosts hypervisors guests destinations policy links checks link-timeout host-timeout"
 BOTH = "restart kind group"
-OF_HYPERVISORS = f"personality arch cpu host parent argo doors notifications firmware xsm {BOTH}"
+OF_HYPERVISORS = f"personality arch cpu host parent argo doors notifications nested-msr firmware xsm {BOTH}"
 OF_GUESTS = f"on vcpus memory door notification apic implicit-only program with devices serves {BOTH}"
 
 
@@ -41,8 +41,8 @@ KEYS_BELOW = (
     (("hosts", "h"), "provider address python"),
     (("hypervisors", "h", "argo"), "enabled mac-permissive mode linger"),
     (("guests", "g", "devices", 0), "type service transport variant"),
-    (("destinations", 0), "from service to"),
-    (("policy",), "module labels allow"),
+    (("destinations", 0), "from service instance source-port to port types rate delegable"),
+    (("policy",), "module labels allow viptables permissions"),
     (("policy", "allow", 0), "from to ports"),
     (("links", 0), "between posted impair"),
     (("links", 0, "impair"), "delay jitter loss rate duplicate reorder partition"),
@@ -124,6 +124,7 @@ OFFERED = (
     ("hypervisor", "host", ""),
     ("hypervisor", "parent", ""),
     ("hypervisor", "argo.mode", "own"),
+    ("hypervisor", "nested-msr", ""),
     ("guest", "implicit-only", ""),
     ("guest", "devices", ""),
     ("guest", "serves", ""),

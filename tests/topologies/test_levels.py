@@ -1,0 +1,122 @@
+"""What hypervisors are told of the levels around them (architecture.md, "Levels")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hv_node.config import DomainConfig, RemoteConfig, RuleConfig, SlotConfig
+from topologies import levels
+from topologies.levels import PROXY_FIRST, PortError, ports_of
+from topologies.schema import Topology
+
+LAB: dict[str, Any] = {
+    "name": "lab",
+    "hypervisors": {"hv0": {}, "hv1": {"parent": "hv0"}, "hv2": {"parent": "hv1"}, "far": {"host": "b"}},
+    "hosts": {"b": {}},
+    "guests": {
+        "a": {"on": "hv0", "program": "builtin:echo"},
+        "b": {"on": "hv2", "program": "builtin:echo", "vcpus": 3, "memory": "8MiB"},
+        "c": {"on": "far", "program": "builtin:echo", "implicit-only": True},
+        "d": {"on": "far", "program": "builtin:echo"},
+    },
+    "destinations": [
+        {"from": "b", "service": "storage", "instance": 2, "to": "c"},
+        {"from": "b", "source-port": 99, "to": "up", "rate": 2.5, "types": [7]},
+        {"from": "hv2", "service": "net", "to": "d", "port": 5, "delegable": True},
+    ],
+}
+
+
+def lab(**changes: Any) -> Topology:
+    return Topology.model_validate(LAB | changes)
+
+
+def test_paths_go_from_the_outermost_hypervisor_inwards() -> None:
+    """Every level knows its own, and its children by name."""
+    topology = lab()
+    assert levels.path_of(topology, "hv2") == ("hv0", "hv1", "hv2")
+    assert levels.guest_path(topology, "b") == ("hv0", "hv1", "hv2", "b")
+    assert levels.children_of(topology, "hv0") == ("hv1",)
+    assert [levels.host_of(topology, name) for name in ("hv2", "far")] == ["", "b"]
+
+
+def test_a_remote_guest_has_one_proxy_id_wherever_it_is_remote() -> None:
+    """Its number in the file, from PROXY_FIRST on; guests beside are no remotes."""
+    topology = lab(policy={"module": "firewall", "labels": {"b": "b_t"}})
+    assert levels.remotes(topology, "far") == (
+        RemoteConfig("a", PROXY_FIRST, ("hv0", "a")),
+        RemoteConfig("b", PROXY_FIRST + 1, ("hv0", "hv1", "hv2", "b"), "b_t"),
+    )
+    assert [remote.domid for remote in levels.remotes(topology, "hv2")] == [
+        PROXY_FIRST,
+        PROXY_FIRST + 2,
+        PROXY_FIRST + 3,
+    ]
+
+
+def test_hypervisors_that_nothing_connects_know_nothing_of_each_other() -> None:
+    """Two hypervisors in one file are two machines unless something leads from one to the other."""
+    apart = lab(hypervisors={"hv0": {}, "hv2": {}, "far": {}}, destinations=[])
+    assert levels.remotes(apart, "far") == ()
+    joined = lab(hypervisors={"hv0": {}, "hv2": {}, "far": {}}, destinations=[], links=[{"between": ["hv0", "far"]}])
+    assert [remote.name for remote in levels.remotes(joined, "far")] == ["a", "b"]
+
+
+def test_a_nested_hypervisor_is_a_domain_of_its_parent() -> None:
+    """A vCPU for each of those inside; its guests' memory only where the parent must reach it."""
+    topology = lab()
+    assert levels.nested_domain(topology, "hv1", 2) == DomainConfig("hv1", 2, 4 << 20, 3, nested=True)
+    forwarding = {**LAB["hypervisors"], "hv2": {"parent": "hv1", "argo": {"mode": "forward"}}}
+    assert levels.nested_domain(lab(hypervisors=forwarding), "hv2", 1).memory == 12 << 20
+
+
+def test_slots_are_numbered_by_holder_in_the_order_of_the_file() -> None:
+    """The patch panel (argo.md 24.5): a service, or a source port, leads to an endpoint or up."""
+    topology = lab()
+    assert levels.slots(topology, "hv2") == (
+        SlotConfig("b", 0, None, 0xD0002, ("far", "c")),
+        SlotConfig("b", 1, 99, None, (), types=(7,), rate=2.5),
+    )
+    assert levels.slots(topology, "hv1") == (
+        SlotConfig("hv2", 0, None, 0xC0000, ("far", "d"), to_port=5, delegable=True),
+    )
+
+
+def test_a_guest_that_uses_slots_only_is_told_no_domain_ids() -> None:
+    """It reaches others without knowing any id, its own included."""
+    topology = lab()
+    assert levels.peers_of(topology, "c", {"c": 1, "d": 2}) == {}
+    assert levels.peers_of(topology, "d", {"c": 1, "d": 2}) == {"c": 1, "a": PROXY_FIRST, "b": PROXY_FIRST + 1}
+
+
+def test_the_policy_in_the_words_of_hypervisors() -> None:
+    """Ports are ranges, and an operation that a label is not granted is refused."""
+    topology = lab(
+        policy={
+            "module": "firewall",
+            "labels": {"a": "a_t"},
+            "allow": [{"from": "a_t", "to": "*", "ports": ["net", 9, "16-31", "storage:3"]},
+                      {"from": "*", "to": "*", "action": "deny"}],
+            "permissions": {"a_t": ["enable", "send"]},
+        }
+    )  # fmt: skip
+    made = levels.policy(topology.policy)
+    assert made is not None
+    ports = ((0xC0000, 0xC00FF), (9, 9), (16, 31), (0xD0003, 0xD0003))
+    assert made.rules == (RuleConfig("a_t", "*", ports, True), RuleConfig("*", "*", (), False))
+    assert made.permissions == (("a_t", "register_single_source"), ("a_t", "register_any_source"))
+
+
+@pytest.mark.parametrize("text", ["", "-", "7-", "x", "31-16", "storage:128", "4294967296", "0x"])
+def test_what_names_no_ports(text: str) -> None:
+    """Neither a service nor numbers, or a range that is empty or too far."""
+    with pytest.raises(PortError):
+        ports_of(text)
+
+
+def test_posted_links_are_told_to_both_ends() -> None:
+    """topology.md: `links: [{between: [hv0, far], posted: true}]`."""
+    topology = lab(links=[{"between": ["hv0", "far"], "posted": True}, {"between": ["hv0", "hv1"]}])
+    assert [levels.posted(topology, name) for name in ("hv0", "far", "hv1")] == [("far",), ("hv0",), ()]

@@ -1,0 +1,182 @@
+"""What the planner tells hypervisors about the levels around them: paths, proxies, slots, policy (experimental).
+
+Pure like the planner.  A path names an endpoint from its outermost hypervisor inwards.  Every guest of the lab has one
+number, its place in the file; on hypervisors that are not its own its proxy has the domain id `PROXY_FIRST` and that
+number, so that a guest has the same id wherever it is remote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hmx.services import ServiceError, port_of, service
+from hv_node.config import DomainConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
+from topologies.schema import Destination, Guest, Policy, Topology
+
+PROXY_FIRST: Final = 0x4000
+"""Domain id of the proxy of the lab's first guest."""
+NESTED_MEMORY: Final = 4 << 20
+"""What a nested hypervisor has for itself: its downlink rings lie there."""
+UP: Final = "up"
+"""The destination that leaves the choice to the next hypervisor outwards."""
+OPERATIONS: Final = ("enable", "register_single_source", "register_any_source", "send")
+ANY_LABEL: Final = "*"
+MAX_PORT: Final = (1 << 32) - 1
+MAX_DEPTH: Final = 8
+"""Hypervisors around a guest: a path, and the hops of an envelope, are bounded."""
+
+
+class PortError(ValueError):
+    """A text that is neither a service nor a port nor a range of ports."""
+
+
+def path_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
+    """The hypervisors around the guests of `hypervisor`, the outermost first, itself last."""
+    path = [hypervisor]
+    while (parent := topology.hypervisors[path[0]].parent) and len(path) <= MAX_DEPTH:
+        path.insert(0, parent)
+    return tuple(path)
+
+
+def guest_path(topology: Topology, guest: str) -> tuple[str, ...]:
+    """Where `guest` lives."""
+    return (*path_of(topology, topology.guests[guest].on), guest)
+
+
+def host_of(topology: Topology, hypervisor: str) -> str:
+    """The entry of `hosts` that `hypervisor` runs on, "" for this machine: that of its outermost hypervisor."""
+    return topology.hypervisors[path_of(topology, hypervisor)[0]].host
+
+
+def children_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
+    """The hypervisors that are guests of `hypervisor`, in the order of the file."""
+    return tuple(name for name, keys in topology.hypervisors.items() if keys.parent == hypervisor)
+
+
+def remotes(topology: Topology, hypervisor: str) -> tuple[RemoteConfig, ...]:
+    """The guests of all other hypervisors, if any of them could be reached from this one."""
+    if not connected(topology):
+        return ()
+    return tuple(
+        RemoteConfig(name, PROXY_FIRST + number, guest_path(topology, name), label_of(topology, name))
+        for number, (name, guest) in enumerate(topology.guests.items())
+        if guest.on != hypervisor
+    )
+
+
+def connected(topology: Topology) -> bool:
+    """Whether anything in the lab reaches beyond its own hypervisor: then all hypervisors know of each other."""
+    nested = any(keys.parent for keys in topology.hypervisors.values())
+    across = any(
+        row.to in topology.guests and row.from_ in topology.guests
+        and topology.guests[row.to].on != topology.guests[row.from_].on
+        for row in topology.destinations
+    )  # fmt: skip
+    return nested or across or bool(topology.links)
+
+
+def posted(topology: Topology, hypervisor: str) -> tuple[str, ...]:
+    """The hypervisors to which sends of `hypervisor`'s guests are posted."""
+    ends = [row.between for row in topology.links if row.posted and hypervisor in row.between]
+    return tuple(end for between in ends for end in between if end != hypervisor)
+
+
+def nested_domain(topology: Topology, hypervisor: str, domid: int) -> DomainConfig:
+    """The domain that `hypervisor` is on its parent: a vCPU for each of its guests' vCPUs, room for its rings, and,
+    unless it serves Argo itself, its guests' memory.
+    """
+    sizes = [(guest.memory, guest.vcpus) for guest in topology.guests.values() if guest.on == hypervisor]
+    inner = [nested_domain(topology, child, 0) for child in children_of(topology, hypervisor)]
+    sizes += [(domain.memory, domain.vcpus) for domain in inner]
+    own = topology.hypervisors[hypervisor].argo.mode == "own"
+    memory = NESTED_MEMORY + (0 if own else sum(memory for memory, _ in sizes))
+    vcpus = max(1, sum(vcpus for _, vcpus in sizes))
+    return DomainConfig(hypervisor, domid, memory, vcpus, nested=True)
+
+
+def label_of(topology: Topology, guest: str) -> str:
+    """The label of `guest`, "" for none."""
+    return topology.policy.labels.get(guest, "") if topology.policy is not None else ""
+
+
+def slots(topology: Topology, hypervisor: str) -> tuple[SlotConfig, ...]:
+    """The implicit-destination table of the guests of `hypervisor`, and of the hypervisors on it."""
+    holders = [name for name, guest in topology.guests.items() if guest.on == hypervisor]
+    holders += children_of(topology, hypervisor)
+    made = []
+    for holder in holders:
+        rows = [row for row in topology.destinations if row.from_ == holder]
+        made += [slot(topology, holder, number, row) for number, row in enumerate(rows)]
+    return tuple(made)
+
+
+def slot(topology: Topology, holder: str, number: int, row: Destination) -> SlotConfig:
+    """One line of the patch panel as the hypervisor is told."""
+    return SlotConfig(
+        holder=holder,
+        slot=number,
+        source_port=row.source_port,
+        port=port_of(row.service, row.instance) if row.service else None,
+        to=() if row.to == UP else guest_path(topology, row.to),
+        to_port=row.port,
+        types=tuple(row.types),
+        rate=row.rate,
+        delegable=row.delegable,
+    )
+
+
+def policy(keys: Policy | None) -> PolicyConfig | None:
+    """The lab's policy as its hypervisors are told."""
+    if keys is None:
+        return None
+    if keys.viptables:
+        from hv_node.levels.viptables import parse_viptables  # only labs that have such a text read it
+
+        rules = parse_viptables(keys.viptables)
+    else:
+        rules = tuple(
+            RuleConfig(row.from_, row.to, tuple(ports_of(str(port)) for port in row.ports), row.action == "allow")
+            for row in keys.allow
+        )
+    refused = tuple(
+        (label, operation)
+        for label, granted in keys.permissions.items()
+        for operation in OPERATIONS
+        if operation not in granted
+    )
+    return PolicyConfig(keys.module, rules, refused)
+
+
+def ports_of(text: str) -> tuple[int, int]:
+    """The inclusive range of ports that `text` names: a service, a service:instance, a number or a range.
+
+    Raises PortError.
+    """
+    name, _, instance = text.partition(":")
+    low, dash, high = text.partition("-")
+    try:
+        if not low[:1].isdigit():
+            row = service(name)
+            if not instance:
+                return row.base, row.base + row.instances - 1
+            port = port_of(name, int(instance))
+            return port, port
+        first = int(low, 0)
+        last = int(high, 0) if dash else first
+    except ServiceError as error:
+        raise PortError(str(error)) from None
+    except ValueError:
+        raise PortError(f"{text!r} is neither a service nor a port nor a range such as 16-31") from None
+    if not 0 <= first <= last <= MAX_PORT:
+        raise PortError(f"{text!r} is no range of ports from 0 to {MAX_PORT}")
+    return first, last
+
+
+def peers_of(topology: Topology, guest: str, local: Mapping[str, int]) -> dict[str, int]:
+    """Domain ids by which `guest` may know others: those beside it, and proxies.  None for one that uses slots only."""
+    keys: Guest = topology.guests[guest]
+    if keys.implicit_only:
+        return {}
+    beside = {peer: domid for peer, domid in local.items() if peer != guest}
+    return beside | {remote.name: remote.domid for remote in remotes(topology, keys.on)}
