@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, driven by their type hints.
+"""Frozen dataclasses to JSON and back, driven by their type hints: scalars, `X | None`, tuples, dicts of text keys.
 
 For what the launcher writes down about a run and reads again later: plans and configurations.  Bytes become
 hexadecimal text, tuples lists.  Reading is strict: a missing or unknown field, or a value of the wrong type,
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -45,8 +46,17 @@ def _decode(kind: Any, data: Any, place: str) -> Any:
     if kind is bytes:
         return _hex(_checked(str, data, place), place)
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (UnionType, Union):
+        return None if data is None else _decode(next(part for part in arguments if part is not NoneType), data, place)
     if origin is tuple:
         items = _checked(list, data, place)
+        if Ellipsis not in arguments:
+            if len(items) != len(arguments):
+                raise CodecError(f"{place}: expected {len(arguments)} items, not {len(items)}")
+            return tuple(
+                _decode(part, item, f"{place}[{index}]")
+                for part, (index, item) in zip(arguments, _numbered(items), strict=True)
+            )
         return tuple(_decode(arguments[0], item, f"{place}[{index}]") for index, item in _numbered(items))
     if origin is dict:
         entries = _checked(dict, data, place)
@@ -70,6 +80,8 @@ def _decode_dataclass(kind: Any, data: Any, place: str) -> Any:
 
 
 def _checked(kind: Any, data: Any, place: str) -> Any:
+    if kind is float and type(data) is int:
+        return float(data)  # JSON writers may drop the point
     # bool is an int for Python, not for JSON.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise CodecError(f"{place}: expected {kind.__name__}, not {type(data).__name__}")

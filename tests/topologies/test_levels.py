@@ -8,7 +8,9 @@ import pytest
 
 from hv_node.config import DomainConfig, RemoteConfig, RuleConfig, SlotConfig
 from topologies import levels
+from topologies.codec import CodecError
 from topologies.levels import PROXY_FIRST, PortError, ports_of
+from topologies.plan import Places, Plan, plan
 from topologies.schema import Topology
 
 LAB: dict[str, Any] = {
@@ -120,3 +122,13 @@ def test_posted_links_are_told_to_both_ends() -> None:
     """topology.md: `links: [{between: [hv0, far], posted: true}]`."""
     topology = lab(links=[{"between": ["hv0", "far"], "posted": True}, {"between": ["hv0", "hv1"]}])
     assert [levels.posted(topology, name) for name in ("hv0", "far", "hv1")] == [("far",), ("hv0",), ()]
+
+
+def test_a_plan_with_levels_survives_json() -> None:
+    """What may be absent, ranges and rates: the agent reads them as the planner wrote them."""
+    policy = {"module": "firewall", "allow": [{"from": "*", "to": "*", "ports": ["net"]}]}
+    made = plan(lab(policy=policy), Places("/labs", "/run/lab", "/run/s/0"))
+    text = made.to_json()
+    assert Plan.from_json(text) == made
+    with pytest.raises(CodecError, match=r"ports\[0\]: expected 2 items, not 3"):
+        Plan.from_json(text.replace(f"[[{0xC0000}, {0xC00FF}]]", "[[1, 2, 3]]", 1))
