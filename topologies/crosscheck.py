@@ -189,9 +189,11 @@ def arguments(root: Node) -> Iterator[Found]:
                 mark, message = known[key].key, f"{program} has no argument {show(key)}"
                 yield (*place, key), at(mark, (*place, key), message, value=key, choices=builtin.arguments)
         for key in builtin.required:
-            if key not in known:
-                mark, message = key_mark(root, place), f"{program} needs the argument {show(key)}"
-                yield (*place, key), at(mark, (*place, key), message)
+            choices = key.split("|")
+            if not any(choice in known for choice in choices):
+                names = " or ".join(show(choice) for choice in choices)
+                mark, message = key_mark(root, place), f"{program} needs the argument {names}"
+                yield (*place, choices[0]), at(mark, (*place, choices[0]), message)
 
 
 def peers(root: Node) -> Iterator[Found]:

@@ -8,11 +8,11 @@ number, so that a guest has the same id wherever it is remote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from hmx.services import ServiceError, port_of, service
 from hv_node.config import DomainConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
-from topologies.schema import Destination, Guest, Policy, Topology
+from topologies.schema import Destination, Guest, Link, Policy, Topology
 
 PROXY_FIRST: Final = 0x4000
 """Domain id of the proxy of the lab's first guest."""
@@ -23,6 +23,7 @@ UP: Final = "up"
 OPERATIONS: Final = ("enable", "register_single_source", "register_any_source", "send")
 ANY_LABEL: Final = "*"
 MAX_PORT: Final = (1 << 32) - 1
+_UNITS: Final = {"K": 10**3, "M": 10**6, "G": 10**9}
 MAX_DEPTH: Final = 8
 """Hypervisors around a guest: a path, and the hops of an envelope, are bounded."""
 
@@ -93,6 +94,41 @@ def nested_domain(topology: Topology, hypervisor: str, domid: int) -> DomainConf
     memory = NESTED_MEMORY + (0 if own else sum(memory for memory, _ in sizes))
     vcpus = max(1, sum(vcpus for _, vcpus in sizes))
     return DomainConfig(hypervisor, domid, memory, vcpus, nested=True)
+
+
+class Impaired(NamedTuple):
+    """What a link does to those who use it, in the broker's units: nanoseconds, shares of 1, bytes a second."""
+
+    delay_ns: int
+    jitter_ns: int
+    loss: float
+    rate: int
+    duplicate: float
+    reorder: float
+    partition: bool
+
+
+def impairment(link: Link) -> Impaired:
+    """The faults of a link."""
+    keys = link.impair
+    return Impaired(
+        keys.delay, keys.jitter, share_of(keys.loss), rate_of(keys.rate), share_of(keys.duplicate),
+        share_of(keys.reorder), keys.partition,
+    )  # fmt: skip
+
+
+def share_of(text: str) -> float:
+    """0 to 1 for `0%` to `100%`; more is as good as all."""
+    return min(1.0, float(text.removesuffix("%")) / 100)
+
+
+def rate_of(text: str) -> int:
+    """Bytes a second for `10Mbit` and the like; 0 for no limit, else at least 1."""
+    if not text:
+        return 0
+    number = text.removesuffix("bit")
+    unit = _UNITS.get(number[-1], 1)
+    return max(1, int(float(number.rstrip("KMG")) * unit / 8))
 
 
 def label_of(topology: Topology, guest: str) -> str:

@@ -128,6 +128,7 @@ Deadline = Annotated[
     WithJsonSchema(TIME_JSON),
 ]
 Share = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
+Rate = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?[KMG]?bit)?$")]
 
 Personality = Literal[
     "xen", "xen-viridian", "kvm", "hyperv", "vmware", "acrn", "uxen", "ax", "whpx", "jailhouse", "smccc", "firmware",
@@ -292,7 +293,7 @@ class Impair(Keys):
     delay: Duration = Field(default=0, description="Added to every message.")
     jitter: Duration = Field(default=0, description="Varies the delay.")
     loss: Share = Field(default="0%", description="Messages lost.")
-    rate: str = Field(default="", description="Most bits per second, for instance 10Mbit.")
+    rate: Rate = Field(default="", description="Most bits per second, for instance 10Mbit.")
     duplicate: Share = Field(default="0%", description="Messages delivered twice.")
     reorder: Share = Field(default="0%", description="Messages that overtake others.")
     partition: bool = Field(default=False, description="Nothing passes.")

@@ -34,7 +34,7 @@ from guest_node.drivers.stream_table import (
     Row,
     State,
 )
-from hmx.argo.abi import Address
+from hmx.argo.abi import DOMID_ANY, Address
 from hmx.argo.ring import used_by
 
 DEFAULT_BUDGET: Final = 1 << 20  # bytes of ring space that one connection's unread frames would take
@@ -333,12 +333,18 @@ class Listener:
 
 
 class Connector:
-    """The ring of one connecting socket."""
+    """The ring of one connecting socket.
 
-    __slots__ = ("connection",)
+    `answers`: (port, domain id) that its frames come from.  Who connects by an implicit destination (experimental)
+    knows neither: whoever sends its conid first is the peer, and nobody else after that.
+    """
+
+    __slots__ = ("answers", "connection")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        peer = connection.peer
+        self.answers = None if peer.domid == DOMID_ANY else (peer.port, peer.domid)
 
     def receive(self, source_port: int, source_domid: int, message_type: int, payload: memoryview) -> bool:
         """One message from the connector's ring.  False: leave it there."""
@@ -346,8 +352,9 @@ class Connector:
         if message_type != MESSAGE_TYPE_STREAM or len(payload) < HEADER_SIZE or connection.state is State.CLOSED:
             return True
         flags, conid = HEADER.unpack_from(payload)
-        peer = connection.peer
-        if conid == connection.conid and source_port == peer.port and source_domid == peer.domid:
+        source = source_port, source_domid
+        if conid == connection.conid and self.answers in (None, source):
+            self.answers = source
             return connection.frame(flags, payload)
         event = classify(flags, known=False) or Event.OTHER
         if event is Event.SYN and len(payload) != HEADER_SIZE:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from guest_node.guest import Guest
+from hmx.argo.abi import DOMID_ANY, Address
+from hmx.services import ServiceError, port_of
 
 
 class Unit(NamedTuple):
@@ -104,6 +106,39 @@ def peer(guest: Guest, key: str, *, optional: bool = False) -> int | None:
     close = difflib.get_close_matches(str(value), list(guest.peers), 1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     raise ArgumentError(key, f"{value!r} is no guest on this hypervisor.{meant} [valid: {names}]")
+
+
+def destination(guest: Guest, default_port: int) -> Address:
+    """Where argument `to` (a guest, at `port`) or `service` (and `instance`) leads.
+
+    A service is a well-known port of an implicit destination (experimental): who serves it is the toolstack's choice.
+    """
+    if "service" not in guest.arguments:
+        domid = peer(guest, "to")
+        assert domid is not None
+        return Address(own_port(guest, default_port), domid)
+    if "to" in guest.arguments:
+        raise ArgumentError("to", "goes without `service`, which says it all")
+    return Address(own_port(guest, default_port), DOMID_ANY)
+
+
+def own_port(guest: Guest, default_port: int) -> int:
+    """The port that argument `port` says, or `service` and `instance`."""
+    arguments = guest.arguments
+    if "service" not in arguments:
+        return whole(arguments, "port", default_port, 1)
+    if "port" in arguments:
+        raise ArgumentError("port", "goes without `service`, which says it all")
+    try:
+        return port_of(text(arguments, "service"), whole(arguments, "instance", 0))
+    except ServiceError as problem:
+        raise ArgumentError("service", str(problem)) from None
+
+
+def told(arguments: Mapping[str, Any]) -> str:
+    """What the topology calls the destination."""
+    name = arguments.get("service")
+    return str(arguments.get("to")) if name is None else f"service {name}"
 
 
 def _scaled(value: Any, units: tuple[Unit, ...]) -> float | None:

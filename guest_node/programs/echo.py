@@ -1,6 +1,6 @@
 """echo: send back what comes.
 
-with: {port: 7, kind: stream | datagram, sessions: 1, ring: 128KiB-ish, from: GUEST}
+with: {port: 7, service: NAME, instance: 0, kind: stream | datagram, sessions: 1, ring: 128KiB-ish, from: GUEST}
 
 `sessions` is how many connections are served (datagrams: how many empty datagrams, each of which ends a
 session) before the program ends; 0 is without end.  `from` restricts it to one guest, which needs no
@@ -23,8 +23,8 @@ DEFAULT_PORT = 7
 async def main(guest: Guest) -> int:
     """Exit code 0 when all sessions have ended."""
     arguments = guest.arguments
-    args.check_keys(arguments, "port", "kind", "sessions", "ring", "from")
-    port = args.whole(arguments, "port", DEFAULT_PORT, 1)
+    args.check_keys(arguments, "port", "service", "instance", "kind", "sessions", "ring", "from")
+    port = args.own_port(guest, DEFAULT_PORT)
     sessions = args.whole(arguments, "sessions", 1)
     ring = args.ring_size(arguments)
     source = args.peer(guest, "from", optional=True)

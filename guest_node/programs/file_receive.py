@@ -1,6 +1,6 @@
 """file-receive: take one file from a file-send, check it, keep it in the output directory.
 
-with: {port: 5001, output: NAME, ring: 128KiB-ish, from: GUEST}
+with: {port: 5001, service: NAME, instance: 0, output: NAME, ring: 128KiB-ish, from: GUEST}
 
 The file gets the sender's name for it, made harmless, or `output`.  It appears there only when size and
 SHA-256 are right.  `from` restricts it to one guest, which needs no mac-permissive.
@@ -32,8 +32,8 @@ from guest_node.programs.transfer import (
 async def main(guest: Guest) -> int:
     """Exit code 0 when a file came as it was sent, else 1."""
     arguments = guest.arguments
-    args.check_keys(arguments, "port", "output", "ring", "from")
-    port = args.whole(arguments, "port", DEFAULT_PORT, 1)
+    args.check_keys(arguments, "port", "service", "instance", "output", "ring", "from")
+    port = args.own_port(guest, DEFAULT_PORT)
     given = args.text(arguments, "output", "-")
     if given != "-" and safe_name(given) != given:
         raise args.ArgumentError("output", f"{given!r} is no plain file name; try {safe_name(given)!r}")

@@ -1,6 +1,6 @@
 """file-send: send a file to a file-receive, and wait for its verdict.
 
-with: {to: GUEST, file: PATH, port: 5001, ring: 128KiB-ish, within: 10s, chunk: 256KiB}
+with: {to: GUEST, file: PATH, port: 5001, service: NAME, instance: 0, ring: 128KiB-ish, within: 10s, chunk: 256KiB}
 
 The file is read in chunks while it is sent.  `within` is how long a receiver that is not there yet is
 waited for.
@@ -29,11 +29,9 @@ from guest_node.programs.transfer import (
 async def main(guest: Guest) -> int:
     """Exit code 0 when the receiver has the file as it was sent, else 1."""
     arguments = guest.arguments
-    args.check_keys(arguments, "to", "file", "port", "ring", "within", "chunk")
-    domid = args.peer(guest, "to")
-    assert domid is not None
+    args.check_keys(arguments, "to", "file", "port", "service", "instance", "ring", "within", "chunk")
+    to = args.destination(guest, DEFAULT_PORT)
     path = args.text(arguments, "file")
-    port = args.whole(arguments, "port", DEFAULT_PORT, 1)
     ring = args.ring_size(arguments)
     within = args.seconds(arguments, "within", 10.0)
     chunk = args.size(arguments, "chunk", CHUNK)
@@ -43,9 +41,9 @@ async def main(guest: Guest) -> int:
         return give_up(guest, f"cannot read {path}", exc)
     with file:
         try:
-            connection = await reach(guest, lambda: guest.argo.connect(domid, port, ring=ring), within)
+            connection = await reach(guest, lambda: guest.argo.connect(to.domid, to.port, ring=ring), within)
         except OSError as exc:
-            return give_up(guest, f"cannot reach {arguments['to']}", exc)
+            return give_up(guest, f"cannot reach {args.told(arguments)}", exc)
         async with connection:
             try:
                 return await _send(guest, connection, path, file, chunk)

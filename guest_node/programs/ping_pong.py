@@ -1,6 +1,8 @@
 """ping-pong: measure round trips to an echo.
 
-with: {to: GUEST, port: 7, kind: stream | datagram, count: 1000, size: 64, ring: 128KiB-ish, within: 10s}
+with: {to: GUEST, port: 7, service: NAME, instance: 0, kind: stream, count: 1000, size: 64, ring: SIZE, within: 10s}
+
+`kind` is stream or datagram.
 """
 
 from __future__ import annotations
@@ -21,10 +23,8 @@ RoundTrip = Callable[[bytes], Awaitable[bytes]]
 async def main(guest: Guest) -> int:
     """Exit code 0, or 1 when an answer differs from what was sent."""
     arguments = guest.arguments
-    args.check_keys(arguments, "to", "port", "kind", "count", "size", "ring", "within")
-    domid = args.peer(guest, "to")
-    assert domid is not None
-    to = Address(args.whole(arguments, "port", DEFAULT_PORT, 1), domid)
+    args.check_keys(arguments, "to", "port", "service", "instance", "kind", "count", "size", "ring", "within")
+    to = args.destination(guest, DEFAULT_PORT)
     count = args.whole(arguments, "count", 1000, 1)
     size = args.size(arguments, "size", 64)
     ring = args.ring_size(arguments)
@@ -33,7 +33,7 @@ async def main(guest: Guest) -> int:
     try:
         return await measure(guest, to, count, size, ring, within)
     except (OSError, asyncio.IncompleteReadError) as exc:
-        return give_up(guest, f"no round trips with {arguments['to']}", exc)
+        return give_up(guest, f"no round trips with {args.told(arguments)}", exc)
 
 
 async def _stream(guest: Guest, to: Address, count: int, size: int, ring: int, within: float) -> int:

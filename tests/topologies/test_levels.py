@@ -132,3 +132,19 @@ def test_a_plan_with_levels_survives_json() -> None:
     assert Plan.from_json(text) == made
     with pytest.raises(CodecError, match=r"ports\[0\]: expected 2 items, not 3"):
         Plan.from_json(text.replace(f"[[{0xC0000}, {0xC00FF}]]", "[[1, 2, 3]]", 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("", 0), ("8bit", 1), ("1bit", 1), ("64Kbit", 8000), ("10Mbit", 1_250_000), ("2.5Gbit", 312_500_000)],
+)
+def test_rates_are_decimal_bits_a_second(text: str, rate: int) -> None:
+    """As every link's data sheet has them; the broker counts bytes."""
+    assert levels.rate_of(text) == rate
+
+
+def test_an_impairment_in_the_units_of_the_broker() -> None:
+    """Nanoseconds, shares of one, bytes a second."""
+    keys = {"delay": "2ms", "jitter": "500us", "loss": "0.5%", "duplicate": "100%", "partition": True}
+    topology = lab(links=[{"between": ["hv0", "far"], "impair": keys}])
+    assert levels.impairment(topology.links[0]) == (2_000_000, 500_000, 0.005, 0, 1.0, 0.0, True)

@@ -143,7 +143,13 @@ def peer_uid(connection: socket.socket) -> int:
 # ---- the asking side --------------------------------------------------------------------------------------
 
 
-def ask(path: Path, op: str, on_record: Callable[[dict[str, Any]], None], timeout: float | None) -> bool:
+def ask(
+    path: Path,
+    op: str,
+    on_record: Callable[[dict[str, Any]], None],
+    timeout: float | None,
+    fields: Mapping[str, Any] | None = None,
+) -> bool:
     """Send a request to an agent and pass each answer on until the agent closes.
 
     Args:
@@ -151,6 +157,7 @@ def ask(path: Path, op: str, on_record: Callable[[dict[str, Any]], None], timeou
         op: what is asked.
         on_record: called with every line that comes back.
         timeout: seconds that the agent may be silent; None for as long as it takes.
+        fields: what else the request holds.
 
     Returns:
         False when no agent listens there.
@@ -162,7 +169,7 @@ def ask(path: Path, op: str, on_record: Callable[[dict[str, Any]], None], timeou
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         try:
-            connection.sendall(json.dumps({"op": op}).encode() + b"\n")
+            connection.sendall(json.dumps({"op": op, **(fields or {})}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 for line in lines:
                     on_record(json.loads(line))

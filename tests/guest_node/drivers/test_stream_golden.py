@@ -230,6 +230,19 @@ def test_a_connector_believes_its_peer_only(address: tuple[int, int]) -> None:
     assert sink.sent == [(Address(*address), PORT, Flag.RST, CONID)] * 2
 
 
+def test_who_connects_implicitly_believes_whoever_answered_first() -> None:
+    """An implicit destination (experimental) names neither domain nor port; the conid does, once."""
+    sink = Recorder()
+    connection = Connection(Machine.CONNECTOR, State.CONNECTING, PORT, Address(PEER.port, DOMID_ANY), CONID, sink, 1000)
+    connector = Connector(connection)
+    assert connector.receive(77, 12, MESSAGE_TYPE_STREAM, FRAMES["ACK"])
+    assert connection.state is State.CONNECTED
+    assert connector.receive(77, 13, MESSAGE_TYPE_STREAM, FRAMES["RST"])
+    assert connection.state is State.CONNECTED
+    assert connector.receive(77, 12, MESSAGE_TYPE_STREAM, FRAMES["RST"])
+    assert connection.state is State.DISCONNECTED
+
+
 WIRE = {
     "message_type_stream": MESSAGE_TYPE_STREAM,
     "message_type_dgram": MESSAGE_TYPE_DGRAM,

@@ -11,6 +11,7 @@ import pytest
 
 from guest_node.programs import arguments as args
 from guest_node.programs.arguments import ArgumentError
+from hmx.argo.abi import DOMID_ANY, Address
 from tests.doubles.argo_rig import simulate
 from tests.doubles.guests import Lab
 
@@ -97,3 +98,36 @@ def test_peers() -> None:
             args.peer(guest, "flag")
 
     simulate(main)
+
+
+DESTINATIONS: tuple[tuple[dict[str, Any], Address | str], ...] = (
+    ({"to": "storage"}, Address(7, 2)),
+    ({"to": "storage", "port": 9}, Address(9, 2)),
+    ({"service": "storage", "instance": 3}, Address(0xD0003, DOMID_ANY)),
+    ({"service": "storage", "to": "storage"}, r"with\.to: goes without `service`"),
+    ({"service": "storage", "port": 7}, r"with\.port: goes without `service`"),
+    ({"service": "storge"}, r"with\.service: 'storge' is no well-known service"),
+    ({"service": "vsock", "instance": 1}, r"with\.service: vsock has no instance 1"),
+    ({}, r"with\.to: is missing"),
+)
+
+
+@pytest.mark.parametrize(("given", "wanted"), DESTINATIONS)
+def test_destinations(given: dict[str, Any], wanted: Address | str) -> None:
+    """A guest and a port, or a service: an implicit destination at its well-known port (experimental)."""
+
+    async def main() -> None:
+        guest = Lab("me", "storage").guest("me", **given)
+        if isinstance(wanted, Address):
+            assert args.destination(guest, 7) == wanted
+        else:
+            with pytest.raises(ArgumentError, match=wanted):
+                args.destination(guest, 7)
+
+    simulate(main)
+
+
+def test_what_a_destination_is_called() -> None:
+    """In what a program says when it gives up."""
+    assert args.told({"to": "x"}) == "x"
+    assert args.told({"service": "net"}) == "service net"
