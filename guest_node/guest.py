@@ -8,16 +8,21 @@ simulation, where time is virtual and chance comes from a seed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from guest_node.drivers.core import ArgoDriver
+from guest_node.drivers.dialect import V4V
+from guest_node.drivers.hypercall import error
 from guest_node.drivers.rings import Randomness
 from guest_node.drivers.sockets import ArgoSockets
+from guest_node.drivers.v4v import V4vCalls, V4vSockets
 from guest_node.files import Files
 from hmx.argo.calls import ArgoCalls
+from hmx.errno import Errno
 
 if TYPE_CHECKING:
     import random
@@ -43,6 +48,7 @@ class Guest:
         log: Callable[[str], None],
         probe: Mapping[str, Any] = MappingProxyType({}),
         counters: Callable[[], Mapping[str, Any]] = dict,
+        v4v: V4vCalls | None = None,
     ) -> None:
         self.name = name
         self.domid = domid
@@ -55,9 +61,23 @@ class Guest:
         # The driver's draws depend on timing (ports, retries); a program's own are the same in every run of a seed.
         self.driver = ArgoDriver(calls, driver_randomness)
         self.argo = ArgoSockets(self.driver)
+        self._v4v = None if v4v is None else V4vSockets(ArgoDriver(v4v, driver_randomness, V4V), v4v)
+        self._drivers = [self.driver] if self._v4v is None else [self.driver, self._v4v.driver]
         self.results: dict[str, Any] = {}
         self._log = log
         self._start = asyncio.get_running_loop().time()
+
+    @property
+    def v4v(self) -> V4vSockets:
+        """Datagrams by uXen's v4v.  OSError ENOSYS under a hypervisor that has none."""
+        if self._v4v is None:
+            raise error(Errno.ENOSYS, "this hypervisor has no v4v")
+        return self._v4v
+
+    def end(self, cause: BaseException) -> None:
+        """There is no hypervisor any more: whoever waits for it is told `cause`."""
+        for driver in self._drivers:
+            driver.end(cause)
 
     def time(self) -> float:
         """Seconds since the guest started; virtual in a simulation."""
@@ -80,22 +100,29 @@ class Guest:
 
         What it raises is raised here.  A return value other than None and int is a TypeError.
         """
-        await self.driver.start()
+        for driver in self._drivers:
+            await driver.start()
         try:
             code = await program(self)
         except BaseException:
             await self._close_quietly()
             raise
-        await self.driver.close()
+        await self._close()
         if code is None:
             return 0
         if not isinstance(code, int):
             raise TypeError(f"the program returned {code!r}: an exit code is an int, or None for 0")
         return int(code)
 
+    async def _close(self) -> None:
+        """All drivers, the last first, each whatever another one raises."""
+        async with contextlib.AsyncExitStack() as stack:
+            for driver in self._drivers:
+                stack.push_async_callback(driver.close)
+
     async def _close_quietly(self) -> None:
         """The program has failed already: let its own error be the one that is seen."""
         try:
-            await self.driver.close()
+            await self._close()
         except Exception as exc:
             self.log(f"closing after the program's failure failed too: {exc!r}")

@@ -7,7 +7,7 @@ schema's own check.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hv_node.doors.personality import Personality
 from topologies.diagnose import Diagnostic, at, show
@@ -27,6 +27,8 @@ from topologies.marks import Location, Node, key_mark, plain, select
 
 Found = tuple[Location, Diagnostic]
 AUTO: Final = "auto"
+UXEN: Final = "uxen"
+"""The personality that shows v4v storage units."""
 
 
 class Machine(NamedTuple):
@@ -53,6 +55,8 @@ def machines(root: Node) -> Iterator[Found]:
         home = known.get(node.text("on") or "")
         if home is not None:
             yield from _guest(location, node, home)
+            yield from _storage(location, node, home)
+    yield from _control(root)
 
 
 # ---- hypervisors ----
@@ -157,6 +161,50 @@ def _guest(location: Location, node: Node, home: Machine) -> Iterator[Found]:
         place = (*location, "apic")
         hint = "leave it away"
         yield place, at(apic.mark, place, f"a guest of {home.arch} has no local APIC to be with or without", hint=hint)
+
+
+def _storage(location: Location, node: Node, home: Machine) -> Iterator[Found]:
+    """v4v storage units: uXen's alone, each once, and no guest that runs device models has any."""
+    units = node.get("storage")
+    if units is None or not isinstance(units.value, tuple) or not units.value:
+        return
+    place = (*location, "storage")
+    if home.personality.name != UXEN:
+        hint = f"give hypervisor {home.name} the personality {UXEN}"
+        yield place, at(units.mark, place, f"{home.personality.name} has no v4v storage", hint=hint)
+    elif _is_control(node):
+        yield place, at(units.mark, place, "the control domain has no storage units of its own", hint="leave it away")
+    seen: set[Any] = set()
+    for index, unit in enumerate(units.items()):
+        if isinstance(unit.value, int) and unit.value in seen:
+            yield (*place, index), at(unit.mark, (*place, index), f"storage unit {unit.value} is there twice")
+        elif isinstance(unit.value, int):
+            seen.add(unit.value)
+
+
+def _control(root: Node) -> Iterator[Found]:
+    """A hypervisor has one control domain; its id is always 0, so that it is never made a second time."""
+    first: dict[str, str] = {}
+    for location, node in select(root, "guests.*"):
+        on, written = node.text("on") or "", node.get("control")
+        if not _is_control(node) or written is None:
+            continue
+        place = (*location, "control")
+        other = first.setdefault(on, str(location[-1]))
+        if other != location[-1]:
+            words = f"hypervisor {show(on)} has a control domain already: {show(other)}"
+            yield place, at(written.mark, place, words)
+        hypervisors = root.get("hypervisors")
+        home = None if hypervisors is None else hypervisors.get(on)
+        for name, owner in ((str(location[-1]), node), (on, home)):
+            if owner is not None and owner.text("restart") == "on-failure":
+                words = f"a control domain is not started again, and {show(name)} has restart: on-failure"
+                yield place, at(written.mark, place, words, hint="leave restart away")
+
+
+def _is_control(node: Node) -> bool:
+    written = node.get("control")
+    return written is not None and written.value is True
 
 
 def _word(node: Node, key: str, default: str) -> str:

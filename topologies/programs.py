@@ -15,8 +15,8 @@ PREFIX: Final = "builtin:"
 
 
 class Builtin(NamedTuple):
-    """A program that comes with Argosy: the arguments it takes, those it needs, those that name another
-    guest.
+    """A program that comes with Argosy: the arguments it takes, those it needs (`a|b`: one of them), those that name
+    another guest.
     """
 
     name: str
@@ -26,12 +26,24 @@ class Builtin(NamedTuple):
 
 
 BUILTINS: Final = (
-    Builtin("echo", ("port", "kind", "sessions", "ring", "from"), (), ("from",)),
-    Builtin("ping-pong", ("to", "port", "kind", "count", "size", "ring", "within"), ("to",), ("to",)),
-    Builtin("file-send", ("to", "file", "port", "ring", "within", "chunk"), ("to", "file"), ("to",)),
-    Builtin("file-receive", ("port", "output", "ring", "from"), (), ("from",)),
+    Builtin("echo", ("port", "service", "instance", "kind", "sessions", "ring", "from"), (), ("from",)),
+    Builtin(
+        "ping-pong",
+        ("to", "port", "service", "instance", "kind", "count", "size", "ring", "within"),
+        ("to|service",),
+        ("to",),
+    ),
+    Builtin(
+        "file-send",
+        ("to", "file", "port", "service", "instance", "ring", "within", "chunk"),
+        ("to|service", "file"),
+        ("to",),
+    ),
+    Builtin("file-receive", ("port", "service", "instance", "output", "ring", "from"), (), ("from",)),
     Builtin("door-report", ("to", "port", "count", "size", "burst", "ring", "within"), ("to",), ("to",)),
     Builtin("door-peer", ("port", "sessions", "ring", "from"), (), ("from",)),
+    Builtin("v4v-store", ("serves", "blocks", "ring"), ("serves",), ()),
+    Builtin("v4v-disk", ("count", "blocks", "ring", "within"), (), ()),
 )
 
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from guest_node.drivers.controls import ControlQueue, Controls
+from guest_node.drivers.dialect import ARGO, Dialect
 from guest_node.drivers.hypercall import error, whole
 from guest_node.drivers.rings import DriverRing, Randomness, Rings
 from hmx.argo.abi import MAX_NOTIFY_ENTRIES, Address, NotifyFlag
@@ -58,15 +59,16 @@ class ArgoDriver:
     """The driver core over a kernel's `ArgoCalls`.
 
     `await start()` inside the guest's running loop before the first socket is made, `await close()` at the
-    end. `randomness` picks ports and connection ids.
+    end. `randomness` picks ports and connection ids.  `dialect`: another transport with the same calls.
     """
 
-    def __init__(self, calls: ArgoCalls, randomness: Randomness) -> None:
+    def __init__(self, calls: ArgoCalls, randomness: Randomness, dialect: Dialect = ARGO) -> None:
         self.calls = calls
+        self.dialect = dialect
         self.randomness = randomness
         self.counters = DriverCounters()
         self.wakeups = Wakeups()
-        self.rings = Rings(calls, randomness, self.kick)
+        self.rings = Rings(calls, randomness, self.kick, dialect)
         self.controls = Controls(calls, self.wakeups, self.kick)
         self.open_sockets: dict[Closable, None] = {}  # in order of creation
         self._watched: dict[object, tuple[Address, Callable[[], None]]] = {}

@@ -1,9 +1,9 @@
 """Datagram sockets over Argo, for asyncio programs.
 
-Specification: the datagram half of OpenXT's Linux Argo driver: message type 0x6447724D, the payload is the
-user's bytes and nothing else.  Its rules are kept, the odd ones too: a datagram's length is limited by the
-sender's own ring, and a connected socket drops what others sent.  Messages stay in the ring until somebody
-receives, so a full ring holds senders up and loses nothing.
+Specification: the datagram half of OpenXT's Linux Argo driver: message type 0x6447724D (v4v has another,
+guest_node/drivers/dialect.py), the payload is the user's bytes and nothing else.  Its rules are kept, the odd
+ones too: a datagram's length is limited by the sender's own ring, and a connected socket drops what others
+sent.  Messages stay in the ring until somebody receives, so a full ring holds senders up and loses nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from guest_node.drivers.core import ArgoDriver
+from guest_node.drivers.dialect import ARGO_DGRAM
 from guest_node.drivers.hypercall import Backoff, error, whole
 from guest_node.drivers.rings import DriverRing
 from guest_node.drivers.stream_table import DEFAULT_RING_LEN
@@ -23,7 +24,7 @@ from hmx.argo.ring import used_by
 from hmx.argo.wakeups import Outcome
 from hmx.errno import Errno
 
-MESSAGE_TYPE_DGRAM: Final = 0x6447724D
+MESSAGE_TYPE_DGRAM: Final = ARGO_DGRAM
 _OUTCOMES: Final = {
     Outcome.SUFFICIENT: 0,
     Outcome.GONE: Errno.ECONNREFUSED,
@@ -55,6 +56,8 @@ class DatagramSocket:
         self._driver = driver
         self._ring: DriverRing | None = None
         self._peer: Address | None = None
+        self._source: Address | None = None  # the peer as its messages name it
+        self._type = driver.dialect.datagram
         self._reader: asyncio.Future[None] | None = None
         self._broken: BaseException | None = None
 
@@ -74,8 +77,15 @@ class DatagramSocket:
     # -- calls ----
 
     def connect(self, address: Address | None) -> None:
-        """Send to `address`, and receive from nobody else; None undoes it."""
+        """Send to `address`, and receive from nobody else; None undoes it.
+
+        An implicit destination (domain DOMID_ANY, experimental) names nobody, so answers may come from anybody.
+        """
         self._peer = address
+        if address is None or address.domid == DOMID_ANY:
+            self._source = None
+        else:
+            self._source = Address(address.port, self._driver.dialect.source(address.domid))
 
     async def send_to(self, data: Buffer, address: Address | None = None, *, wait: bool = True) -> int:
         """Send one datagram; its length.
@@ -92,7 +102,7 @@ class DatagramSocket:
         driver, backoff = self._driver, Backoff()
         while True:
             armed_since = driver.wakeups.generation
-            result = await whole(driver.calls.sendv(to, self.port, (data,), MESSAGE_TYPE_DGRAM))
+            result = await whole(driver.calls.sendv(to, self.port, (data,), self._type))
             if result >= 0:
                 return result
             errno = -result
@@ -154,7 +164,7 @@ class DatagramSocket:
                     break
                 rest -= used_by(len(message.first) + len(message.second))
                 source = Address(message.source_port, message.source_domid)
-                if message.message_type == MESSAGE_TYPE_DGRAM and self._peer in (None, source):
+                if message.message_type == self._type and self._source in (None, source):
                     first, second = message.first[:limit], message.second
                     payload = bytes(first)
                     if second and limit > len(payload):

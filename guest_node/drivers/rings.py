@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from guest_node.drivers.dialect import ARGO, Dialect
 from guest_node.drivers.hypercall import error, whole
 from hmx.argo.abi import DOMID_ANY
 from hmx.argo.calls import ArgoCalls, RingMemory
@@ -51,9 +52,11 @@ class DriverRing:
 
     __slots__ = ("consumer", "held", "memory", "partner", "peer_only", "port", "sink")
 
-    def __init__(self, memory: RingMemory, port: int, partner: int, sink: RingSink, peer_only: bool) -> None:
+    def __init__(
+        self, memory: RingMemory, port: int, partner: int, sink: RingSink, peer_only: bool, consumer: Consumer
+    ) -> None:
         self.memory = memory
-        self.consumer = Consumer(memory.window, memory.ring_len)
+        self.consumer = consumer
         self.port = port
         self.partner = partner
         self.sink = sink
@@ -74,8 +77,12 @@ class RingCounters:
 class Rings:
     """All rings of one guest.  `changed()` is called when the pump ought to look at them."""
 
-    def __init__(self, calls: ArgoCalls, randomness: Randomness, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, calls: ArgoCalls, randomness: Randomness, changed: Callable[[], None], dialect: Dialect = ARGO
+    ) -> None:
         self._calls = calls
+        self._dialect = dialect
+        self._last_port = 0
         self._randomness = randomness
         self._changed = changed
         self._rings: dict[tuple[int, int], DriverRing | None] = {}  # by (port, partner); None: being registered
@@ -88,8 +95,11 @@ class Rings:
     def auto_port(self) -> int:
         """A free port: random with bit 31 set and not above 0xF0000000, or the one after the highest in use.
 
-        Raises OSError ENOSPC when that is 0xFFFFFFFF.
+        v4v: the next one after the last given out that is not in use, from 1 on.  Raises OSError ENOSPC when that is
+        0xFFFFFFFF.
         """
+        if self._dialect.ports_in_sequence:
+            return self._next_port()
         port = self._randomness.getrandbits(32) | AUTO_PORT_BASE
         if port > AUTO_PORT_TOP:
             port -= AUTO_PORT_FOLD
@@ -98,6 +108,16 @@ class Rings:
             port = max(AUTO_PORT_BASE, *used) + 1
             if port >= AUTO_PORT_NONE:
                 raise error(Errno.ENOSPC, "no free port")
+        return port
+
+    def _next_port(self) -> int:
+        taken = {port for port, _ in self._rings}
+        port = self._last_port + 1
+        while port in taken:
+            port += 1
+        if port >= AUTO_PORT_NONE:
+            raise error(Errno.ENOSPC, "no free port")
+        self._last_port = port
         return port
 
     def _check_free(self, port: int, partner: int) -> None:
@@ -140,7 +160,8 @@ class Rings:
         if result < 0:
             self._calls.release_ring(memory)
             raise error(-result, f"cannot register a ring of {memory.ring_len} bytes at port {port:#x}")
-        ring = DriverRing(memory, port, partner, sink, peer_only)
+        consumer = self._dialect.consumer(memory.window, memory.ring_len)
+        ring = DriverRing(memory, port, partner, sink, peer_only, consumer)
         self._rings[port, partner] = ring
         self._changed()
         return ring

@@ -30,6 +30,8 @@ BUILTINS: Final = (
     Builtin("file-receive", "guest_node.programs.file_receive:main", "receive a file, check it, keep it"),
     Builtin("door-report", "guest_node.programs.door_report:main", "say what the probe chose, and exchange by it"),
     Builtin("door-peer", "guest_node.programs.door_peer:main", "the other side of any number of door-reports"),
+    Builtin("v4v-store", "guest_node.programs.v4v_store:main", "storage units of uXen guests, in its control domain"),
+    Builtin("v4v-disk", "guest_node.programs.v4v_disk:main", "find storage units under uXen, write and read them"),
 )
 PREFIX: Final = "builtin:"
 

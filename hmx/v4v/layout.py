@@ -15,6 +15,7 @@ from hmx.v4v.abi import (
     RING_DATA_ENT,
     RING_DATA_MAGIC,
     RING_HEADER,
+    RING_ID,
     RING_MAGIC,
 )
 
@@ -29,6 +30,11 @@ class SpaceAnswer(NamedTuple):
 def ring_header(port: int, partner: int, ring_len: int, rx: int = 0, tx: int = 0) -> bytes:
     """The 64 bytes at the start of a ring's first page.  The hypervisor fills the owner in."""
     return RING_HEADER.pack(RING_MAGIC, port, DOMID_ANY, partner, ring_len, rx, tx)
+
+
+def ring_id(port: int, owner: int, partner: int) -> bytes:
+    """The argument of create_ring: a ring's identity."""
+    return RING_ID.pack(port, owner, partner)
 
 
 def pfn_list(gfns: Sequence[int]) -> bytes:

@@ -1,7 +1,7 @@
 """notify: wake those who wait for room in my rings, then ask about others' rings (uXen common/v4v.c).
 
 The wake-up pass runs before any argument is looked at.  The questions end at the first entry that fails; what was
-written back before stays written.
+written back before stays written.  How many there may be is ours (hv_node/v4v/limits.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hmx.v4v.ring import max_message_size
 from hv_node.argo.model import Allocation
 from hv_node.domain import Domain
 from hv_node.v4v.channel import validate
+from hv_node.v4v.limits import limit
 from hv_node.v4v.model import DomainV4v
 from hv_node.v4v.order import refusal
 
@@ -35,6 +36,8 @@ _MAGIC = refusal(_OP, "magic")
 _HEADER = refusal(_OP, "header")
 _ENTRY = refusal(_OP, "entry")
 _WRITE_BACK = refusal(_OP, "write-back")
+
+_MOST, _TOO_MANY = limit(_OP)
 
 _EMPTY = int(NotifyFlag.EMPTY)
 _EXISTS = int(NotifyFlag.EXISTS)
@@ -59,6 +62,8 @@ def notify(core: V4v, caller: Domain, a1: int, _a2: int, _a3: int, _a4: int, ctx
     header = memory.unpack(RING_DATA, ctx, a1)
     if header is FAULT:
         return _HEADER
+    if header[1] > _MOST:
+        return _TOO_MANY
     entry = a1 + RING_DATA.size
     for _ in range(header[1]):
         ret = _answer(core, caller, entry, ctx)

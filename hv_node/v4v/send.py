@@ -1,7 +1,7 @@
 """send and sendv: one message from a domain's buffers into another domain's ring (uXen common/v4v.c).
 
-Both are one routine: send has one buffer, sendv an array of them, any number.  The order of checks is the order of
-the text.  uXen reads the array twice, to add the sizes up and to copy; so does this.
+Both are one routine: send has one buffer, sendv an array of them, as many as hv_node/v4v/limits.py allows.  The order
+of checks is the order of the text.  uXen reads the array twice, to add the sizes up and to copy; so does this.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hmx.v4v.abi import ADDR, IOV, MAX_RING_LEN
 from hv_node.argo.model import Allocation
 from hv_node.domain import Domain
 from hv_node.v4v.channel import validate
+from hv_node.v4v.limits import limit
 from hv_node.v4v.model import V4vRing
 from hv_node.v4v.order import refusal
 from hv_node.v4v.pages import V4vPages
@@ -38,6 +39,7 @@ _ABSENT = refusal(_OP, "ring pages absent")
 _WAITER_MEMORY = refusal(_OP, "ring full, memory for waiter")
 _FULL = refusal(_OP, "ring full")
 _PAYLOAD = refusal(_OP, "payload")
+_MOST_IOVS, _TOO_MANY_IOVS = limit("sendv")
 
 
 def send(core: V4v, caller: Domain, a1: int, a2: int, a3: int, a4: int, a5: int, ctx: int, vector: bool) -> int:
@@ -102,6 +104,8 @@ def _wait(core: V4v, ring: V4vRing, caller: Domain, size: int, answer: int) -> i
 
 def _sizes(caller: Domain, iovs: int, count: int, ctx: int) -> int:
     """The sum of `count` iovs, or a refusal."""
+    if count > _MOST_IOVS:
+        return _TOO_MANY_IOVS
     unpack = caller.memory.unpack
     total = 0
     for at in range(iovs, iovs + count * IOV.size, IOV.size):

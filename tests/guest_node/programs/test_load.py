@@ -46,7 +46,7 @@ def test_every_builtin_is_there(builtin: Builtin) -> None:
 
 def test_the_builtins_are_those_of_the_topology() -> None:
     """What comes with Argosy."""
-    names = ["echo", "ping-pong", "file-send", "file-receive", "door-report", "door-peer"]
+    names = ["echo", "ping-pong", "file-send", "file-receive", "door-report", "door-peer", "v4v-store", "v4v-disk"]
     assert [builtin.name for builtin in BUILTINS] == names
 
 

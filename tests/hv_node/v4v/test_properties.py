@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmx.argo.consumer import RingCorrupt
+from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
 from hmx.v4v.abi import ADDR, DOMID_DM, IOV, RING_HEADER, RING_MAGIC, Op
 from hmx.v4v.consumer import V4vConsumer
@@ -134,8 +136,7 @@ def test_any_call_answers(cmd: int, a1: int, a2: int, a3: int, a4: int, a5: int)
     world.put(1, RING, ring_header(PORT, DOMID_DM, 64))
     world.put(1, LIST, pfn_list([RING_GFN]))
     for domid in (0, 1):
-        # A count of iovs or entries is bounded by memory; keep it short here.
-        ret = world.op(domid, cmd, a1, a2, a3, a4 & 0xFFFF, a5)
+        ret = world.op(domid, cmd, a1, a2, a3, a4, a5)
         assert -(1 << 31) <= ret < 1 << 31
 
 
@@ -159,14 +160,19 @@ def test_a_hostile_ring_never_breaks_the_receiver(length: int, rx: int, tx: int,
     assert consumer.rx % 16 == 0
 
 
-def test_many_entries_end_with_memory() -> None:
-    """notify has no limit of entries: a count beyond memory answers -EFAULT there, and what precedes is done."""
+@pytest.mark.parametrize(("count", "result", "flags"), [
+    (0xFFFF_FFFF, -Errno.EACCES, 0), (1025, -Errno.EACCES, 0), (1024, -Errno.EFAULT, 0x0A),
+])  # fmt: skip
+def test_many_entries_are_refused_and_some_end_with_memory(count: int, result: int, flags: int) -> None:
+    """Ours: over 1024 entries none is looked at.  uXen notify: one beyond memory answers -EFAULT there, and what
+    precedes it is done.
+    """
     world = World()
     world.run("register host port=7 partner=g1 len=64")
     entries = ring_data([])
     at = len(world.ram[1]) - 0x1000
-    world.put(1, at, entries[:8] + (0xFFFF_FFFF).to_bytes(4, "little"))
+    world.put(1, at, entries[:8] + count.to_bytes(4, "little"))
     for entry in range(at + 48, len(world.ram[1]) - 15, 16):
         world.put(1, entry, (7).to_bytes(4, "little") + DOMID_DM.to_bytes(2, "little"))
-    assert world.op(1, Op.NOTIFY, at) == -14
-    assert world.ram[1][at + 48 + 6] == world.ram[1][-10] == 0x0A
+    assert world.op(1, Op.NOTIFY, at) == result
+    assert world.ram[1][at + 48 + 6] == world.ram[1][-10] == flags
