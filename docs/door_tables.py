@@ -187,6 +187,11 @@ def uids() -> str:
     return named(hypervisors.UIDS, "name", *words, "abi", "source", hexadecimal=words)
 
 
+def nodes() -> str:
+    """Hypervisor nodes of a device tree."""
+    return named(hypervisors.HYPERVISOR_NODES, "name", "compatible", "abi", "source")
+
+
 def probe_numbers() -> str:
     """Leaves and functions that a probe asks for."""
     names = (
@@ -217,6 +222,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "functions": functions,
     "signatures": signatures,
     "uids": uids,
+    "hypervisor-nodes": nodes,
     "probe-numbers": probe_numbers,
     "describe-x86": lambda: describe(Arch.X86_64),
     "describe-arm": lambda: describe(Arch.AARCH64),

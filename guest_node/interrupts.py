@@ -29,6 +29,7 @@ class VcpuCounters:
     traps: int = 0
     interrupts_delivered: int = 0
     interrupts_spurious: int = 0
+    interrupts_coalesced: int = 0  # taken from the ring while the same was pending here already
     doorbells: int = 0
     parks: int = 0
 
@@ -149,12 +150,15 @@ class Interruptible:
             ident = entry & 0xFF_FFFF
             match entry >> 24:
                 case Post.PORT if self._page is not None:
-                    self._page.merge(ident, self.index)
+                    self.counters.interrupts_coalesced += not self._page.merge(ident, self.index)
                 case Post.VECTOR if self.apic is not None and ident <= LAST_VECTOR:
+                    self.counters.interrupts_coalesced += self.apic.irr >> ident & 1
                     self.apic.accept(ident)
                 case Post.NMI:
+                    self.counters.interrupts_coalesced += self._nmi
                     self._nmi = True
                 case Post.EXTINT:
+                    self.counters.interrupts_coalesced += ident in self._lines
                     self._lines[ident] = None
                 case Post.LR if self.gic is not None:
                     pass  # the CPU interface looks at its list registers itself

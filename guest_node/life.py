@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import random
 
 FAILED = 1
+_ARCH = ("traps", "interrupts_delivered", "interrupts_spurious", "interrupts_coalesced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,10 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
     guest = Guest(
         name=config.name, domid=kernel.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
         randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
-        probe=found, counters=lambda: counters(kernel),
+        probe=found, counters=lambda: counters(kernel), v4v=kernel.v4v,
     )  # fmt: skip
     if world.gone is not None:
-        world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.driver.end(gone.result()))
+        world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.end(gone.result()))
     world.tell(["ready"])
     ending = await _run(program, guest, world)
     world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel)})])
@@ -115,7 +116,7 @@ def counters(kernel: Kernel) -> dict[str, Any]:
     counted = [asdict(vcpu.counters) for vcpu in kernel.vcpus]
     total = {name: sum(each[name] for each in counted) for name in counted[0]}
     return {
-        "arch": {name: total[name] for name in ("traps", "interrupts_delivered", "interrupts_spurious")}
-        | {"hypercalls": kernel.argo.hypercalls},
+        "arch": {name: total[name] for name in _ARCH}
+        | {"hypercalls": kernel.argo.hypercalls + (kernel.v4v.hypercalls if kernel.v4v is not None else 0)},
         "host": {name: total[name] for name in ("doorbells", "parks")},
     }

@@ -5,7 +5,7 @@ buffers, packages and names as data.  Of a method it keeps the value if all it d
 else ends in :class:`AcpiError` with its offset: a guest must not guess at the rest of a block that it cannot follow.
 
 The input is not trusted: nesting is bounded, every length is checked against its enclosing package, no buffer grows
-beyond :data:`MAX_BUFFER`.
+beyond :data:`MAX_BUFFER`, and what all buffers claim beyond their bytes stays below :data:`MAX_PADDING`.
 
 Source: ACPI 6.5, chapter 20 (AML).
 """
@@ -19,6 +19,7 @@ from hmx.acpi_resources import AcpiError, Resource, resources
 
 MAX_DEPTH: Final = 24
 MAX_BUFFER: Final = 1 << 16
+MAX_PADDING: Final = 1 << 20
 MAX_SEGMENTS: Final = 32
 ONES: Final = (1 << 64) - 1
 
@@ -115,19 +116,23 @@ def devices(blocks: tuple[bytes, ...]) -> dict[str, Device]:
     A Scope of a later block may add to a device of an earlier one.  Raises AcpiError.
     """
     found: dict[str, Device] = {}
+    padding = 0
     for block in blocks:
-        _Walk(block, found).terms(0, len(block), (), 0)
+        walk = _Walk(block, found, padding)
+        walk.terms(0, len(block), (), 0)
+        padding = walk.padding
     return found
 
 
 class _Walk:
     """One pass over one block.  Positions are offsets in it; `end` is that of the enclosing package."""
 
-    __slots__ = ("code", "found")
+    __slots__ = ("code", "found", "padding")
 
-    def __init__(self, code: bytes, found: dict[str, Device]) -> None:
+    def __init__(self, code: bytes, found: dict[str, Device], padding: int) -> None:
         self.code = bytes(code)
         self.found = found
+        self.padding = padding  # zeros that buffers were filled up with so far
 
     def terms(self, at: int, end: int, scope: tuple[str, ...], depth: int) -> None:
         """A list of definitions, up to `end`."""
@@ -140,7 +145,7 @@ class _Walk:
                 op = EXTENDED << 8 | self._byte(at, end)
                 at += 1
             if op == NAME_OP:
-                path, at = self._path(at, end, scope)
+                path, at = self._new(at, end, scope)
                 value, at = self._data(at, end, scope, depth + 1)
                 self._keep(path, value, begin)
             elif op == SCOPE_OP:
@@ -150,12 +155,12 @@ class _Walk:
                 at = stop
             elif op == METHOD_OP:
                 stop, at = self._package(at, end)
-                path, at = self._path(at, stop, scope)
+                path, at = self._new(at, stop, scope)
                 self._method(path, at, stop, begin, depth)
                 at = stop
             elif op == EXTENDED << 8 | DEVICE_OP:
                 stop, at = self._package(at, end)
-                path, at = self._path(at, stop, scope)
+                path, at = self._new(at, stop, scope)
                 name = _text(path)
                 if name in self.found:
                     raise AcpiError(f"AML at {begin:#x}: {name} is there already")
@@ -163,7 +168,7 @@ class _Walk:
                 self.terms(at, stop, path, depth + 1)
                 at = stop
             elif op == EXTENDED << 8 | REGION_OP:
-                _, at = self._path(at, end, scope)
+                _, at = self._new(at, end, scope)
                 self._byte(at, end)  # its address space; an offset and a length follow
                 _, at = self._data(at + 1, end, scope, depth + 1)
                 _, at = self._data(at, end, scope, depth + 1)
@@ -226,7 +231,9 @@ class _Walk:
     def _buffer(self, at: int, end: int, scope: tuple[str, ...], depth: int) -> tuple[bytes, int]:
         stop, begin = self._package(at + 1, end)
         size, begin = self._data(begin, stop, scope, depth + 1)
-        if not isinstance(size, int) or size > MAX_BUFFER or stop - begin > MAX_BUFFER:
+        if isinstance(size, int):
+            self.padding += max(size - (stop - begin), 0)
+        if not isinstance(size, int) or max(size, stop - begin) > MAX_BUFFER or self.padding > MAX_PADDING:
             raise AcpiError(f"AML at {at:#x}: a buffer of no sensible size")
         return self.code[begin:stop].ljust(size, b"\0"), stop
 
@@ -240,6 +247,13 @@ class _Walk:
         if length < 1 + more or at + length > end:
             raise AcpiError(f"AML at {at:#x}: a package of {length} bytes does not fit where it lies")
         return at + length, at + 1 + more
+
+    def _new(self, at: int, end: int, scope: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """The name of what is defined: a name string that does not stand for a scope that is there already."""
+        path, stop = self._path(at, end, scope)
+        if self.code[stop - 1] not in _NAME:
+            raise AcpiError(f"AML at {at:#x}: something is defined without a name")
+        return path, stop
 
     def _path(self, at: int, end: int, scope: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
         """A name string, made absolute, and the position behind it."""

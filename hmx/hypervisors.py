@@ -1,4 +1,4 @@
-"""How a hypervisor shows that it is there: CPUID signatures on x86, SMCCC vendor ids on Arm.
+"""How a hypervisor shows that it is there: CPUID signatures on x86; SMCCC vendor ids and a device-tree node on Arm.
 
 Both sides read these tables: the hypervisor to announce itself, the guest's probe to recognise it.  A block of CPUID
 leaves may begin at any multiple of 0x100 from 0x40000000 on, and several hypervisors may announce themselves side by
@@ -72,3 +72,24 @@ UIDS: Final = (
 )
 BY_UID: Final = {(row.w0, row.w1, row.w2, row.w3): row for row in UIDS}
 UID_OF: Final = {row.name: row for row in UIDS}
+
+NODE: Final = "hypervisor"  # the root's child of this name, with or without a unit address
+
+
+class TreeNode(NamedTuple):
+    """What the node /hypervisor of a device tree is compatible with; Xen's names its version first."""
+
+    name: str
+    compatible: str
+    abi: str
+    source: str
+
+
+HYPERVISOR_NODES: Final = (
+    TreeNode("xen", "xen,xen", "xen", "Linux bindings: xen,xen"),
+    TreeNode("kvm", "linux,kvm", "smccc", "Linux arch/powerpc/kernel/kvm.c, the only user"),
+    TreeNode("hyperv", "microsoft,hyperv", "smccc", "openvmm; Linux patches of 2024"),
+    TreeNode("smccc", "argosy,smccc", "smccc", "experimental: a hypervisor that only answers by its vendor id"),
+)
+NODE_OF: Final = {row.name: row for row in HYPERVISOR_NODES}
+BY_COMPATIBLE: Final = {row.compatible: row for row in HYPERVISOR_NODES}

@@ -71,4 +71,9 @@ MODES: Final = (
 MODE_OF: Final = {row.name: row for row in MODES}
 
 LINE_IRQ: Final = 7  # ISA: uXen's one interrupt for all rings
-FIRST_VECTOR: Final = 32  # below are the processor's exceptions
+FIRST_VECTOR: Final = 16
+"""The lowest vector that a local APIC accepts (Intel SDM vol. 3A 10.5.2), of a ring's own or a vCPU's.
+
+That 16 to 31 are the processor's exceptions is for a guest's kernel to mind."""
+UNKNOWN_MODE: Final = 0xFFFF_FFFF
+"""No mode: -EINVAL from a hypervisor that has SET_NOTIFICATION, -EOPNOTSUPP from one that has not."""

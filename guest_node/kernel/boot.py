@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from guest_node.kernel.argo import Argo, GuestMemoryView
 from guest_node.kernel.interrupts import Interrupts, NoInterrupts
@@ -21,7 +21,13 @@ from hmx.shm import words64
 from hmx.trap import Arch
 
 if TYPE_CHECKING:
+    from guest_node.kernel.firmware import Firmware
+    from guest_node.kernel.v4v import V4v
     from hmx.firmware import ArgoDevice
+
+
+V4V_SPEAKERS: Final = frozenset({"uxen", "ax", "whpx"})
+"""Hypervisors that serve v4v, by the names of their signatures."""
 
 
 class BootError(Exception):
@@ -54,6 +60,7 @@ class Kernel:
     argo: Argo
     interrupts: Interrupts
     firmware: ArgoDevice | None = None  # Argo as the firmware describes it
+    v4v: V4v | None = None  # under uXen and its kin
 
     @property
     def domid(self) -> int:
@@ -63,7 +70,9 @@ class Kernel:
 
 async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView, machine: Machine = Machine()) -> Kernel:
     """Probe, choose the door, have VIRQ_ARGO or what stands for it delivered.  BootError when there is no way."""
-    found = await probe(vcpus[0], machine.arch, machine.door)
+    described, unreadable = _firmware(memory, machine.firmware)
+    tree = described.hypervisor() if described is not None and machine.arch is Arch.AARCH64 else None
+    found = await probe(vcpus[0], machine.arch, machine.door, tree)
     if found.door is None:
         raise BootError(_no_door(found), found)
     if machine.arch is Arch.X86_64 and machine.apic:
@@ -77,10 +86,12 @@ async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView, machine: Machine 
     interrupts = Interrupts(tuple(vcpus), argo, found)
     device = None
     if machine.firmware != "none":
-        from guest_node.kernel import firmware  # the readers of tables are for guests that have some
+        from guest_node.kernel import firmware
 
         try:
-            device = firmware.read_firmware(memory, machine.firmware)
+            if described is None:
+                raise firmware.FirmwareError(unreadable)
+            device = described.argo()
         except firmware.FirmwareError as error:
             raise BootError(str(error), found) from None
         if device is not None:
@@ -89,10 +100,35 @@ async def boot(vcpus: Sequence[Vcpu], memory: GuestMemoryView, machine: Machine 
         await interrupts.choose(machine.notification)
     except NoInterrupts as error:
         raise BootError(str(error), found) from None
-    return Kernel(tuple(vcpus), memory, found, argo, interrupts, device)
+    return Kernel(tuple(vcpus), memory, found, argo, interrupts, device, _v4v(found, interrupts))
+
+
+def _v4v(found: Probe, interrupts: Interrupts) -> V4v | None:
+    """v4v beside Argo, where the hypervisor is one that has it; its line is shared with Argo's if that is the same."""
+    if V4V_SPEAKERS.isdisjoint(seen.name for seen in found.sightings):
+        return None
+    from guest_node.kernel.v4v import V4v, way_of  # for guests of such a hypervisor
+
+    way = way_of(found)
+    assert way is not None, "every speaker has a way"
+    v4v = V4v(interrupts.vcpus[0], interrupts.argo.memory, way, interrupts.argo.domid)
+    interrupts.share_line(v4v.virq)
+    return v4v
+
+
+def _firmware(memory: GuestMemoryView, kind: str) -> tuple[Firmware | None, str]:
+    """What the hypervisor placed in memory, or why there is no room for it."""
+    if kind == "none":
+        return None, ""
+    from guest_node.kernel import firmware  # the readers of tables are for guests that have some
+
+    try:
+        return firmware.Firmware(memory, kind), ""
+    except firmware.FirmwareError as error:
+        return None, str(error)
 
 
 def _no_door(found: Probe) -> str:
-    names = ", ".join(seen.name for seen in found.sightings)
+    names = ", ".join(dict.fromkeys(seen.name for seen in found.sightings))
     there = f"hypervisors that announce themselves: {names}" if names else "no hypervisor announces itself"
     return f"{found.why} ({there})"

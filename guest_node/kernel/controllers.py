@@ -77,6 +77,7 @@ class GicDriver:
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._begun = False
+        self._config: dict[int, int] = {}  # GICD_ICFGR and GICR_ICFGR by address: a word configures 16 interrupts
 
     async def _store(self, address: int, value: int, size: int = 4) -> None:
         await self._vcpu.trap(Trap(Kind.STORE, (value,), address=address, size=size, privilege=1))
@@ -89,7 +90,9 @@ class GicDriver:
         own = intid < 32
         base = arm_map.GICR_BASE + vcpu.index * arm_map.GICR_STRIDE + _SGI_BASE if own else arm_map.GICD_BASE
         await self._store(base + _GICD_IPRIORITYR + intid, priority, 1)
-        await self._store(base + _GICD_ICFGR + intid // 16 * 4, 2 << intid % 16 * 2)
+        config = base + _GICD_ICFGR + intid // 16 * 4
+        self._config[config] = self._config.get(config, 0) | 2 << intid % 16 * 2
+        await self._store(config, self._config[config])
         if not own:
             await self._store(base + _GICD_IROUTER + intid * 8, vcpu.index, 8)
         await self._store(base + _GICD_ISENABLER + intid // 32 * 4, 1 << intid % 32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from guest_node.kernel.argo import Argo, hypercall_trap
-from guest_node.kernel.controllers import PRIORITY_VECTORS, Apics, Controller, GicDriver
+from guest_node.kernel.controllers import PRIORITY_VECTORS, Apics, Controller, GicDriver, Handler
 from guest_node.kernel.ipi import connect_apics
 from guest_node.kernel.probe import Probe
 from guest_node.vcpu import Vcpu
@@ -21,11 +21,12 @@ from hmx.cpu.evtchn import EventChannelPage
 from hmx.doors import Convention
 from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE
-from hmx.notify import MODE_OF, Mode, ModeRow, NotifyOp
+from hmx.notify import LINE_IRQ, MODE_OF, UNKNOWN_MODE, Mode, ModeRow, NotifyOp
 from hmx.trap import Outcome, int32
 from hmx.xen import EvtchnOp, Hypercall
 
 BY_PREFERENCE: Final = ("vector-per-cpu", "vector-per-ring", "vectors-by-priority", "line")
+_NOTHING: Final = "no hypervisor with event channels, and the door offers no other notification"
 
 
 class NoInterrupts(Exception):
@@ -50,13 +51,26 @@ class Interrupts:
 
     async def choose(self, wanted: str) -> None:
         """Arrange `wanted`, or the best for "auto".  Raises NoInterrupts."""
-        if wanted == "auto":
-            wanted = self._best()
+        if wanted != "auto":
+            await self._arrange(wanted)
+            return
+        refusals: dict[str, None] = {}
+        for name in self._candidates():
+            try:
+                await self._arrange(name)
+            except NoInterrupts as error:
+                refusals[str(error)] = None
+            else:
+                if refusals:
+                    self.said = "; ".join([*refusals, f"this guest uses {name} instead"])
+                return
+        raise NoInterrupts("; ".join(refusals) or _NOTHING)
+
+    async def _arrange(self, wanted: str) -> None:
         row = MODE_OF[wanted]
         if row.name not in ("virq", "line") and not self._has_controllers():
             self.said = f"{wanted} needs a local APIC, and this guest has none: it uses the line instead"
             row = MODE_OF["line"]
-        self.mode = row.name
         if row.mode is Mode.VIRQ:
             await self._bind_virq()
         elif row.mode is Mode.LINE:
@@ -70,15 +84,20 @@ class Interrupts:
                 await self._set(per_cpu, vcpu.index, self.controller.per_cpu)
             if row.own_vectors:
                 self.argo.ring_interrupt = self._of_next_ring
+        self.mode = row.name
 
-    def _best(self) -> str:
-        if self._probe.xen is not None and self._probe.own_call() is not None:
-            return "virq"
-        features = self._probe.features()
-        for name in BY_PREFERENCE:
-            if features & MODE_OF[name].feature and (name == "line" or self._has_controllers()):
-                return name
-        raise NoInterrupts("no hypervisor with event channels, and the door offers no other notification")
+    def _candidates(self) -> list[str]:
+        """What may do, the best first: VIRQ_ARGO where there is a Xen, then what the door is known to offer.
+
+        Xen's own call describes nothing: behind it, each is tried until one is not refused.
+        """
+        features, described = self._probe.features(), self._probe.describes()
+        event_channels = self._probe.xen is not None and self._probe.own_call() is not None
+        return ["virq"] * event_channels + [
+            name
+            for name in BY_PREFERENCE
+            if (features & MODE_OF[name].feature or not described) and (name == "line" or self._has_controllers())
+        ]
 
     def _has_controllers(self) -> bool:
         return all(vcpu.apic is not None or vcpu.gic is not None for vcpu in self.vcpus)
@@ -114,6 +133,13 @@ class Interrupts:
         self.vcpus[vcpu].on_vector(vector, self.argo.virq)
         return await self.argo.call(NotifyOp.SET_NOTIFICATION, Mode.VECTOR_PER_CPU, vcpu, vector, 0)
 
+    def share_line(self, handler: Handler) -> None:
+        """Run `handler` whenever uXen's line is raised, which Argo may have chosen too: then both look."""
+        if self.mode == "line" and self.controller.line == LINE_IRQ:
+            self.argo.on_virq(handler)
+        else:
+            self.vcpus[0].on_line(LINE_IRQ, handler)
+
     # -- event channels ----
 
     async def bind_vcpu(self, vcpu: int, caller: int = 0) -> int:
@@ -145,6 +171,8 @@ class Interrupts:
         call = self._probe.own_call()
         if call is None:
             raise NoInterrupts("event channels need Xen's hypercall, and no Xen was found")
+        if not await self._virq_offered():
+            raise NoInterrupts("the hypervisor does not offer VIRQ_ARGO")
         memory, ram = self.argo.memory, self.argo.memory.buffer
         frame = memory.pages.allocate(1)
         window = memory.window(frame * PAGE_SIZE, PAGE_SIZE)
@@ -154,6 +182,8 @@ class Interrupts:
         xen.ADD_TO_PHYSMAP.pack_into(ram, arguments, xen.DOMID_SELF, 0, xen.XENMAPSPACE_SHARED_INFO, 0, frame)
         ret = await self._hypercall(call, Hypercall.MEMORY_OP, xen.XENMEM_ADD_TO_PHYSMAP, arguments)
         if ret < 0:
+            memory.pages.release(frame, 1)
+            memory.pages.release(arguments // PAGE_SIZE, 1)
             raise NoInterrupts(f"the hypervisor refuses to place shared_info at frame {frame}: {errno_name(ret)}")
         self.page = EventChannelPage(window)
         for vcpu in self.vcpus:
@@ -166,6 +196,13 @@ class Interrupts:
         memory.pages.release(arguments // PAGE_SIZE, 1)
         for vcpu in self.vcpus:  # the port may be moved to another vCPU
             vcpu.on_port(self.virq_port, self.argo.virq)
+
+    async def _virq_offered(self) -> bool:
+        """Whether VIRQ_ARGO comes at all: upstream's does, and one with a choice of modes says so."""
+        call = self.argo.call
+        if await call(NotifyOp.SET_NOTIFICATION, Mode.VIRQ, 0, 0, 0) != -Errno.EOPNOTSUPP:
+            return True
+        return await call(NotifyOp.SET_NOTIFICATION, UNKNOWN_MODE, 0, 0, 0) == -Errno.EOPNOTSUPP
 
     async def _hypercall(self, call: Convention, number: int, cmd: int, argument: int, caller: int = 0) -> int:
         done = await self.vcpus[caller].trap(hypercall_trap(call, number, cmd, argument))

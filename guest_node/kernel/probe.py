@@ -1,10 +1,10 @@
 """A guest's first question: which hypervisors are there, by which doors does one reach Argo, and which is best?
 
-The probe asks only what cannot crash it: CPUID and SMCCC ids say who is there, and every door is tried with a command
-that changes nothing.  What is absent shows itself in four ways, none of which may be taken for presence: the
-instruction faults; it is ignored, or reads as all ones; it yields some other value, zero above all; it answers with
-an error number.  Only the magic answer counts (for Xen's own hypercall, which has none: the answer that Argo gives to
-an operation that it does not know).
+The probe asks only what cannot crash it: CPUID and SMCCC ids say who is there, on Arm a device tree's node too, and
+every door is tried with a command that changes nothing.  What a tree says only adds a call that is worth a knock.  What
+is absent shows itself in four ways, none of which may be taken for presence: the instruction faults; it is ignored, or
+reads as all ones; it yields some other value, zero above all; it answers with an error number.  Only the magic answer
+counts (for Xen's own hypercall, which has none: the answer that Argo gives to an operation that it does not know).
 """
 
 from __future__ import annotations
@@ -63,12 +63,37 @@ class Sign(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A hypervisor that announced itself: its name, where (CPUID leaf, or function id), and the ABI it speaks."""
+    """A hypervisor that announced itself: its name, where (CPUID leaf, function id, path), and the ABI it speaks."""
 
     name: str
-    where: int
+    where: int | str
     abi: str
     domid: int | None = None
+
+    @property
+    def at(self) -> str:
+        """Where, for a person."""
+        return self.where if isinstance(self.where, str) else f"{self.where:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFinding:
+    """The hypervisor node of a device tree: its path, `compatible` (cut short), and whom that names, "" for a stranger.
+
+    `error` says why the tree could not be read.
+    """
+
+    path: str = ""
+    compatible: tuple[str, ...] = ()
+    name: str = ""
+    abi: str = ""
+    error: str = ""
+
+    def report(self) -> dict[str, object]:
+        """For a person."""
+        if self.error:
+            return {"error": self.error}
+        return {"node": self.path, "compatible": list(self.compatible), "hypervisor": self.name or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +115,7 @@ class Probe:
     attempts: tuple[Attempt, ...]
     door: Convention | None
     why: str
+    tree: TreeFinding | None = None
 
     @property
     def domid(self) -> int | None:
@@ -110,12 +136,16 @@ class Probe:
         chosen = [tried for tried in self.attempts if tried.convention is self.door]
         return chosen[0].features if chosen else 0
 
+    def describes(self) -> bool:
+        """Whether the chosen door says what it offers; Xen's own call does not."""
+        return self.door is not None and self.door.speaks != "xen"
+
     def report(self) -> dict[str, object]:
         """For a person: what was tried and why the choice."""
         return {
             "arch": self.arch.name.lower(),
             "hypervisors": [
-                {"name": seen.name, "at": f"{seen.where:#x}", "abi": seen.abi or "-", "domid": seen.domid}
+                {"name": seen.name, "at": seen.at, "abi": seen.abi or "-", "domid": seen.domid}
                 for seen in self.sightings
             ],
             "doors": [
@@ -132,6 +162,7 @@ class Probe:
             ],
             "chosen": None if self.door is None else self.door.door,
             "why": self.why,
+            **({} if self.tree is None else {"device_tree": self.tree.report()}),
         }
 
 
@@ -140,15 +171,17 @@ def _cost(row: Convention) -> dict[str, object]:
     return {"closeness": cost.closeness, "exits": cost.exits, "cycles": cost.cycles}
 
 
-async def probe(vcpu: Vcpu, arch: Arch, wanted: str = "auto") -> Probe:
-    """Look around from `vcpu`.  `wanted` names the door to use instead of the best."""
+async def probe(vcpu: Vcpu, arch: Arch, wanted: str = "auto", tree: TreeFinding | None = None) -> Probe:
+    """Look around from `vcpu`.  `wanted` names the door to use instead of the best; `tree` is what firmware says."""
     if arch is Arch.X86_64:
         sightings, call = await _look_at_cpuid(vcpu)
     else:
         sightings, call = await _look_at_smccc(vcpu), Kind.HVC
+        if tree is not None and tree.name:
+            sightings.append(Sighting(tree.name, tree.path, tree.abi))
     attempts = [await _knock(vcpu, row) for row in _candidates(arch, sightings, call)]
     door, why = _choose(arch, attempts, wanted)
-    return Probe(arch, tuple(sightings), tuple(attempts), door, why)
+    return Probe(arch, tuple(sightings), tuple(attempts), door, why, tree)
 
 
 # ---- who is there ----

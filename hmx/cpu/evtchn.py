@@ -61,20 +61,24 @@ class EventChannelPage:
         self._assign(EVTCHN_MASK_OFFSET, port, True)
         self._window.publish()
 
-    def merge(self, entry_id: int, vcpu: int) -> None:
-        """Do what Xen does to the page for one posted id (a port, perhaps with UNMASK_FLAG) that targets `vcpu`."""
+    def merge(self, entry_id: int, vcpu: int) -> bool:
+        """Do what Xen does to the page for one posted id (a port, perhaps with UNMASK_FLAG) that targets `vcpu`.
+
+        False when an event coalesces with one that is pending there already.
+        """
         port = entry_id & ~UNMASK_FLAG
         if not 0 < port < EVTCHN_2L_PORTS:
-            return  # port 0 is reserved; ids beyond the 2-level ABI name no bit
+            return True  # port 0 is reserved; ids beyond the 2-level ABI name no bit
         if entry_id & UNMASK_FLAG:
             self.unmask(port, vcpu)
-            return
+            return True
         if self.pending(port):
-            return  # one bit a port: a second event before the handler ran coalesces
+            return False  # one bit a port: a second event before the handler ran coalesces
         self._assign(EVTCHN_PENDING_OFFSET, port, True)
         if not self.masked(port):
             self._raise(port, vcpu)
         self._window.publish()
+        return True
 
     def unmask(self, port: int, vcpu: int) -> None:
         """Clear the mask bit of a masked port; if it became pending meanwhile it is raised again."""

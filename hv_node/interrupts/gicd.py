@@ -55,7 +55,7 @@ class Distributor:
     """
 
     __slots__ = (
-        "_dirty", "admits_lpi", "affinities", "banked", "ctlr", "dropped", "lists", "lpis", "spis", "version",
+        "_dirty", "admits_lpi", "affinities", "banked", "ctlr", "dropped", "lists", "lpis", "merged", "spis", "version",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Distributor:
             raise ValueError(f"a GICv2 serves {V2_MAX_CPUS} CPUs, not {len(words)}")
         self.version = version
         self.ctlr = 0
+        self.merged: Callable[[], None] = lambda: None  # told of a coalescing that shows when a register comes back
         self.dropped: dict[str, int] = {}
         self.lpis: dict[int, Interrupt] = {}  # those that have ever been pending (hv_node/interrupts/gicr.py)
         self.admits_lpi: Callable[[Interrupt], bool] = lambda _irq: False
@@ -80,7 +81,8 @@ class Distributor:
             for vcpu, affinity in enumerate(affinities or [(0, 0, n >> 4, n & 15) for n in range(len(words))])
         }
         self.lists = [
-            ListRegisters(vcpu, view, post, self._requeue, self.admits, lrs) for vcpu, view in enumerate(words)
+            ListRegisters(vcpu, view, post, self._requeue, self.admits, lrs, merged=lambda: self.merged())
+            for vcpu, view in enumerate(words)
         ]
         group = 0 if version == 2 else 1
         self.banked = [
@@ -220,11 +222,13 @@ class Distributor:
         entry = irq.at
         return irq.active or (entry is not None and not entry.ended and entry.bank.look(entry).active)
 
-    def set_pending(self, irq: Interrupt) -> None:
-        """Latch a pending state."""
+    def set_pending(self, irq: Interrupt) -> bool:
+        """Latch a pending state.  False when it coalesced with one that the guest had not yet acknowledged."""
         self._refresh(irq)
+        waited, listed = irq.latch, irq.listed
         irq.latch = True
         self._change(irq)
+        return not waited and (irq.latch or irq.listed != listed)
 
     def clear_pending(self, irq: Interrupt) -> None:
         """Clear the latch; a level-sensitive interrupt whose wire is up stays pending."""

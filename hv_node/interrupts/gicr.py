@@ -10,7 +10,7 @@ chapter 4, IHI 0069 chapters 5 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from hmx.gic import (
@@ -40,6 +40,7 @@ CTLR_ARE: Final = 1 << 4
 CTLR_DS: Final = 1 << 6
 CTLR_RWP: Final = 1 << 31
 ENABLE_LPIS: Final = 1
+LPIS_A_STEP: Final = 16
 
 # IHI 0048B 4.3.2 and IHI 0069, GICD_TYPER.
 TYPER_V2: Final[tuple[Field, ...]] = (Field("it_lines", 4, 0), Field("cpu_number", 7, 5))
@@ -286,17 +287,27 @@ class Lpis:
 
     def refresh_all(self, vcpu: int) -> None:
         """Read the configuration of all LPIs of a redistributor again."""
-        for irq in self._dist.lpis.values():
+        for _ in self.refreshing(vcpu):
+            pass
+
+    def refreshing(self, vcpu: int) -> Iterator[None]:
+        """The same step by step: some LPIs are looked at in each."""
+        for place, irq in enumerate(list(self._dist.lpis.values())):
             if irq.target == vcpu:
                 self._configure(irq)
                 self._dist.consider(irq)
+            if place % LPIS_A_STEP == LPIS_A_STEP - 1:
+                self._dist.settle()
+                yield
         self._dist.settle()
 
-    def move_all(self, source: int, target: int) -> None:
-        """What is pending at one redistributor becomes pending at another."""
-        for irq in list(self._dist.lpis.values()):
+    def moving_all(self, source: int, target: int) -> Iterator[None]:
+        """What is pending at one redistributor becomes pending at another; step by step."""
+        for place, irq in enumerate(list(self._dist.lpis.values())):
             if irq.target == source:
                 self.attach(irq.intid, target)
+            if place % LPIS_A_STEP == LPIS_A_STEP - 1:
+                yield
 
 
 class Redistributor:

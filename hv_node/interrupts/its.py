@@ -4,11 +4,15 @@ A device writes an EventID to GITS_TRANSLATER; its bus adds the DeviceID.  What 
 counted.  Tables that the guest provides (GITS_BASER, the ITTs) are accepted and not used: mappings are kept here, as a
 cache that never misses may.  Source: Arm IHI 0069 chapter 5; the names of errors are those of its table of command
 errors.  Commands in error are counted and skipped (GITS_TYPER.SEIS is 0).
+
+A queue holds up to 32768 commands, and one of them may concern every LPI.  A turn has :data:`STEPS` steps done,
+whatever the guest stores in it; the owner calls :meth:`Its.turn` while there is more.  GITS_CREADR tells how far it is.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hmx.gic import GITS, Field, decode, encode, find
@@ -20,6 +24,8 @@ DEVICE_BITS: Final = 16
 EVENT_BITS: Final = 16
 COLLECTIONS: Final = 256
 PAGE: Final = 4096
+STEPS: Final = 64
+"""Done in one turn: a step is a command, or a part of one that concerns many LPIs."""
 
 
 class Command(NamedTuple):
@@ -109,9 +115,11 @@ class Its:
         self.cwriter = 0
         self.creadr = 0
         self._devices: dict[int, int] = {}  # DeviceID -> EventID bits
-        self._events: dict[tuple[int, int], Event] = {}
+        self._events: dict[int, dict[int, Event]] = {}  # by DeviceID, then EventID
         self._collections: dict[int, int] = {}  # collection -> vCPU
         self.errors: dict[str, int] = {}
+        self._left = STEPS  # of this turn
+        self._going: Iterator[None] | None = None  # what is left of the command at creadr, or of the one executed
 
     # -- translation ----
 
@@ -121,7 +129,7 @@ class Its:
             return "ITS disabled"
         if device not in self._devices:
             return "device not mapped"
-        if (found := self._events.get((device, event))) is None:
+        if (found := self._events[device].get(event)) is None:
             return "event not mapped"
         if (vcpu := self._collections.get(found.collection)) is None:
             return "collection not mapped"
@@ -138,7 +146,14 @@ class Its:
     # -- commands ----
 
     def execute(self, raw: bytes) -> str | None:
-        """Execute one command of 32 bytes.  Returns the error's name (counted) or None."""
+        """Execute one command of 32 bytes to its end.  Returns the error's name (counted) or None."""
+        error = self._begin(raw)
+        while not self._ended():
+            pass
+        return error
+
+    def _begin(self, raw: bytes) -> str | None:
+        """Execute a command, but for what it leaves in `_going`."""
         parsed = parse(raw)
         try:
             if parsed is None:
@@ -150,8 +165,16 @@ class Its:
             return name
         return None
 
+    def _ended(self) -> bool:
+        """Do one more step of the command that was begun; True when nothing of it is left."""
+        if self._going is not None:
+            for _ in self._going:
+                return False
+            self._going = None
+        return True
+
     def _mapped(self, name: str, args: dict[str, int]) -> Event:
-        event = self._events.get((args["device"], args["event"]))
+        event = self._events.get(args["device"], {}).get(args["event"])
         if event is None:
             raise CommandError(f"{name}_UNMAPPED_INTERRUPT")
         return event
@@ -175,7 +198,7 @@ class Its:
                 event = self._mapped(name, args)
                 if args["collection"] not in self._collections:
                     raise CommandError("MOVI_UNMAPPED_COLLECTION")
-                self._events[args["device"], args["event"]] = event._replace(collection=args["collection"])
+                self._events[args["device"]][args["event"]] = event._replace(collection=args["collection"])
                 self._lpis.attach(event.lpi, self._collections[args["collection"]])
             case "INT":
                 self._mapped(name, args)
@@ -184,16 +207,16 @@ class Its:
                 self._lpis.clear(self._mapped(name, args).lpi)
             case "DISCARD":
                 self._lpis.clear(self._mapped(name, args).lpi)
-                del self._events[args["device"], args["event"]]
+                del self._events[args["device"]][args["event"]]
             case "INV":
                 self._lpis.refresh(self._mapped(name, args).lpi)
             case "INVALL":
                 if args["collection"] not in self._collections:
                     raise CommandError("INVALL_UNMAPPED_COLLECTION")
-                self._lpis.refresh_all(self._collections[args["collection"]])
+                self._going = self._lpis.refreshing(self._collections[args["collection"]])
             case "MOVALL":
                 source, target = self._vcpu(name, args["rdbase"]), self._vcpu(name, args["rdbase2"])
-                self._lpis.move_all(source, target)
+                self._going = self._lpis.moving_all(source, target)
             case _:  # SYNC: every command has taken effect when it returns
                 pass
 
@@ -204,11 +227,11 @@ class Its:
         if args["valid"] and args["bits"] > EVENT_BITS:
             raise CommandError("MAPD_ITTSIZE_OOR")
         # Mapped or not, the device starts with an empty table.
-        for key in [key for key in self._events if key[0] == device]:
-            del self._events[key]
+        self._events.pop(device, None)
         self._devices.pop(device, None)
         if args["valid"]:
             self._devices[device] = args["bits"]
+            self._events[device] = {}
 
     def _mapc(self, args: dict[str, int]) -> None:
         collection = args["collection"]
@@ -229,24 +252,38 @@ class Its:
             raise CommandError("MAPTI_PHYSICALID_OOR")
         if collection >= COLLECTIONS:
             raise CommandError("MAPC_COLLECTION_OOR")
-        self._events[device, event] = Event(lpi, collection)
+        self._events[device][event] = Event(lpi, collection)
         if collection in self._collections:
             self._lpis.attach(lpi, self._collections[collection])
 
     # -- registers ----
 
-    def _drain(self) -> None:
-        """Execute what the guest has queued."""
+    @property
+    def busy(self) -> bool:
+        """Whether commands wait that may be executed."""
+        return self.enabled and self.creadr != self.cwriter and bool(self.cbaser >> 63)
+
+    def turn(self) -> int:
+        """Begin a turn: execute what the guest has queued.  Returns how many steps it took; 0: nothing to do."""
+        self._left = STEPS
+        return self._work()
+
+    def _work(self) -> int:
         base = decode(CBASER, self.cbaser)
         size = (base["pages"] + 1) * PAGE
-        while self.enabled and base["valid"] and self.creadr != self.cwriter:
-            raw = self._memory((base["address"] << 12) + self.creadr, COMMAND.size)
-            if raw is None:
-                self.errors["QUEUE_FAULT"] = self.errors.get("QUEUE_FAULT", 0) + 1
-                self.creadr = self.cwriter
-                return
-            self.creadr = (self.creadr + COMMAND.size) % size
-            self.execute(raw)
+        begin = self._left
+        while self._left and self.busy:
+            self._left -= 1
+            if self._going is None:
+                raw = self._memory((base["address"] << 12) + self.creadr, COMMAND.size)
+                if raw is None:
+                    self.errors["QUEUE_FAULT"] = self.errors.get("QUEUE_FAULT", 0) + 1
+                    self.creadr = self.cwriter
+                    break
+                self._begin(raw)
+            if self._ended():
+                self.creadr = (self.creadr + COMMAND.size) % size
+        return begin - self._left
 
     def read(self, offset: int, size: int = 8) -> int:
         """What a guest loads from the control frame.  Zero in a hole."""
@@ -274,16 +311,17 @@ class Its:
         match row.name if row else "":
             case "GITS_CTLR":
                 self.enabled = bool(value & 1)
-                self._drain()
+                self._work()
             case "GITS_CBASER" if not self.enabled:
                 self.cbaser = self.cbaser & ~mask | value << shift & mask
                 self.creadr = self.cwriter = 0
+                self._going = None
             case "GITS_CWRITER":
                 limit = (decode(CBASER, self.cbaser)["pages"] + 1) * PAGE
                 wanted = self.cwriter & ~mask | value << shift & mask
                 wanted &= ~(COMMAND.size - 1)
                 if wanted < limit:  # beyond the queue: unpredictable, here ignored
                     self.cwriter = wanted
-                    self._drain()
+                    self._work()
             case "GITS_TRANSLATER":
                 self.message(device, value & 0xFFFF_FFFF)

@@ -50,8 +50,8 @@ class Interrupt:
     """
 
     __slots__ = (
-        "active", "at", "edge", "enabled", "group", "intid", "kind", "latch", "line", "mask", "priority", "route",
-        "sources", "target",
+        "active", "at", "edge", "enabled", "group", "intid", "kind", "latch", "line", "listed", "mask", "priority",
+        "route", "sources", "target",
     )  # fmt: skip
 
     def __init__(self, intid: int, kind: IntidKind, group: int, target: int | None) -> None:
@@ -62,6 +62,7 @@ class Interrupt:
         self.group = group
         self.priority = 0
         self.latch = False
+        self.listed = 0  # how often a list register has made it pending
         self.line = False
         self.active = False
         self.sources = 0
@@ -109,11 +110,13 @@ class ListRegisters:
     `post(vcpu, n, new)` is called when the guest must look at register n, with `new` when an interrupt became pending
     there (else one is asked back); `requeue(irq)` when an interrupt may have to be
     listed somewhere (it calls `consider` of its target's registers); `admits(irq)` says whether the distributor lets
-    the interrupt pass now (its group enabled, for an LPI its redistributor's LPIs).
+    the interrupt pass now (its group enabled, for an LPI its redistributor's LPIs); `merged()` is told when a pending
+    entry that comes back finds its interrupt pending anew.
     """
 
     __slots__ = (
-        "_admits", "_lr", "_post", "_queue", "_queued", "_requeue", "_state", "_words", "entries", "more", "vcpu",
+        "_admits", "_lr", "_merged", "_post", "_queue", "_queued", "_requeue", "_state", "_words", "entries", "more",
+        "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +129,7 @@ class ListRegisters:
         lrs: int = DEFAULT_LRS,
         lr_offset: int = LR_OFFSET,
         state_offset: int = LR_STATE_OFFSET,
+        merged: Callable[[], None] = lambda: None,
     ) -> None:
         """Use the u64 `words` that hold lr[] and lr_state[] at the given byte offsets, both zeroed."""
         self.vcpu = vcpu
@@ -137,6 +141,7 @@ class ListRegisters:
         self._post = post
         self._requeue = requeue
         self._admits = admits
+        self._merged = merged
         self._queue: list[tuple[int, int]] = []  # a heap of (priority, INTID); what no longer belongs is skipped
         self._queued: dict[tuple[int, int], Interrupt] = {}
 
@@ -183,6 +188,7 @@ class ListRegisters:
             state=LrState.PENDING,
         )
         self.entries[slot] = irq.at = entry
+        irq.listed += 1
         self._store(slot, word | old & _MORE)
         self._post(self.vcpu, slot, True)
 
@@ -199,6 +205,7 @@ class ListRegisters:
     def _again(self, entry: Entry) -> None:
         """Make an entry that the guest has in service pending once more."""
         entry.taken = entry.dropped = False
+        entry.irq.listed += 1
         entry.priority, entry.group = entry.irq.priority, entry.irq.group  # they may have changed while it was active
         word = self._lr[self._index(entry.slot)] & ~_RANK ^ _PHASE
         self._store(entry.slot, word | encode(SHARED_LR, priority=entry.priority, group=entry.group))
@@ -285,6 +292,8 @@ class ListRegisters:
                 if entry.source is not None:
                     irq.sources |= 1 << entry.source
                 elif irq.edge:
+                    if irq.latch:  # pulsed again while it was on its way back
+                        self._merged()
                     irq.latch = True
             irq.active |= view.active and not entry.ended
         elif view.pending or view.active:

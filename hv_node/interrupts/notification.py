@@ -48,7 +48,7 @@ class Notification:
         row = next((row for row in MODES if row.mode == mode and row.operation is NotifyOp.SET_NOTIFICATION), None)
         if row is None or vcpu >= self.vcpus:
             return -Errno.EINVAL
-        if row.name not in self.offered and row.mode is not Mode.VIRQ:
+        if row.name not in self.offered:
             return -Errno.EOPNOTSUPP
         if row.mode is Mode.VECTOR_PER_CPU:
             if not self._usable(vector):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.e2e.rig import PEERS, Rig
@@ -53,3 +55,25 @@ def test_inspect_probe(rig: Rig) -> None:
         assert (refused.returncode, refused.stdout) == (3, "")
         assert words in refused.stderr
     assert rig.leftovers() == []
+
+
+SHORT = """
+name: short
+hypervisors: {hv0: {personality: xen}, hv1: {personality: kvm, arch: aarch64, doors: [hvc, mmio]}}
+guests:
+  one: {on: hv0, program: "mine:looks", memory: 4MiB}
+  arm: {on: hv1, program: "mine:looks", memory: 4MiB}
+"""
+
+
+def test_both_runtimes_record_the_same_probes(rig: Rig) -> None:
+    """`run --format json` and `inspect --probe` say the same of a lab without processes."""
+    rig.program("async def looks(guest):\n    guest.log('seen')\n")
+    told, kept = {}, {}
+    for runtime in ("processes", "inline"):
+        done = rig.run("run", rig.topology(SHORT), "--runtime", runtime, "--seed", "7", "--format", "json")
+        outcome = json.loads(done.stdout)
+        told[runtime] = {event[0]: json.loads(event[2]) for event in outcome["events"] if event[1] == "probe"}
+        kept[runtime] = rig.json("inspect", "--probe", "short")["labs"]["short"]
+    assert set(told["inline"]) == {"one", "arm"}
+    assert told["inline"] == told["processes"] == kept["inline"] == kept["processes"]

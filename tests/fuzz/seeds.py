@@ -17,11 +17,17 @@ from broker import codec, envelope, frames
 from broker.envelope import EnvelopeKind
 from broker.frames import FrameKind, Lane
 from guest_node.drivers.stream_table import Flag
+from hmx import acpi, fdt
 from hmx.argo import abi
 from hmx.attach import Reply, Request, pack_reply, pack_request
+from hmx.firmware import ArgoDevice, Door, Interrupt, Offer, VectorPolicy
+from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch
 from tests.broker.support import hello_record
 from tests.fuzz.engine import CORPUS, ROOT, file_name
+from topologies.firmware import acpi as acpi_builder
+from topologies.firmware import aml, devicetree
+from topologies.firmware.machine import Gic, Machine, Range, Uxen, Xen
 
 TOKEN: Final = bytes(range(16))
 ENVELOPE: Final[list[Any]] = [1, 1, 5, 7, 9, ["hv0", 1], ["hv1", 2], 8, "", 3, 7, 1, 0xABCD, 0, 0, 0]
@@ -134,6 +140,87 @@ def _stream() -> Iterator[bytes]:
         yield opened + b"\x00\x01\x02\x03" + frame(flags, b"x")
 
 
+def _described(kind: str) -> Iterator[bytes]:
+    """Small machines as the planner describes them: PCs and Arm, with a line, a range, and suggested vectors."""
+    for argo in (
+        ArgoDevice(doors=(Door("msr", 0x4000_00E0),), policy=VectorPolicy.SUGGESTED, vectors=(0xD1, 0xC1)),
+        ArgoDevice(policy=VectorPolicy.GUEST, vectors=(0x40, 0x7F), services=(Offer("v4vvsock", 5000, 2),)),
+        ArgoDevice(policy=VectorPolicy.LINE, interrupt=Interrupt(39), mmio=0x0A2F_0000, notifications=("virq", "line")),
+    ):  # fmt: skip
+        for arch in (Arch.AARCH64, Arch.X86_64)[: 2 if kind == "acpi" else 1]:
+            arm = arch is Arch.AARCH64
+            machine = Machine(
+                arch, (0,), (Range(0, 2 << 20),), personality="xen" if arm else "uxen", argo=argo,
+                gic=Gic(3, 0x0800_0000, redistributors=(Range(0x080A_0000, 0x2_0000),)) if arm else None,
+                psci="hvc" if arm else "", xen=Xen() if arm else None, uxen=None if arm else Uxen(),
+            )  # fmt: skip
+            yield devicetree.build(machine) if kind == "tree" else acpi_builder.build(machine, FIRMWARE_BASE).data
+
+
+def _acpi() -> Iterator[bytes]:
+    for blob in _described("acpi"):
+        yield b"\x01" + blob
+    yield b"\x00" + blob
+    madt = bytes(36) + bytes(8)
+    for row in acpi.MADT_ENTRIES:
+        madt += bytes((row.type, struct.calcsize(row.layout))) + bytes(struct.calcsize(row.layout) - 2)
+    yield b"\x02" + madt
+    yield b"\x02" + bytes(276)
+
+
+def _aml() -> Iterator[bytes]:
+    for blob in _described("acpi"):
+        for table in (b"DSDT", b"SSDT"):
+            at = blob.find(table)
+            if at >= 0:
+                yield b"\x00" + blob[at + 36 : at + int.from_bytes(blob[at + 4 : at + 8], "little")]
+    device = aml.device("ARGO", aml.named("_HID", "ARGO0001"), aml.method("_STA", aml.returns(aml.constant(15))))
+    scope = aml.scope("\\_SB", device)
+    yield b"\x02" + struct.pack("<H", len(scope)) + scope + aml.scope("\\_SB.ARGO", aml.named("_UID", 1))
+    for value in (0, 1, 0xFF, 0x1234, 1 << 40, "text", b"bytes", (1, ("a", 2), b"")):
+        yield b"\x00" + aml.scope("\\_SB", aml.device("D", aml.named("X", value)))
+    yield b"\x00\x5b\x82\x03\x5c\x00\x08\x5c\x00\x00"  # a device and a constant named as the root
+    yield b"\x00" + aml.io_region("R", 0x330, 8) + aml.byte_field("R", ("A", "B"))
+    for descriptor in (
+        aml.irq(7), aml.interrupt(Interrupt(39)), aml.interrupt(Interrupt(1, True), Interrupt(2, True)),
+        aml.memory32(0x0A2F_0000, 4096), aml.io(0x330, 8),
+    ):  # fmt: skip
+        yield b"\x01" + descriptor + b"\x79\x00"
+
+
+def _fdt() -> Iterator[bytes]:
+    for blob in _described("tree"):
+        yield b"\x00" + blob
+        yield b"\x03" + blob
+    yield b"\x01" + _small_tree(b"hypervisor", b"xen,xen\0")
+    yield b"\x01" + _small_tree(b"hypervisor@1", b"x" * 90 + b"\0" + b"linux,kvm\0")
+    yield b"\x01" + _small_tree(b"argo", b"argosy,argo\0")
+    yield b"\x01" + _tree_of(struct.pack(">II", 1, 0) * 70, b"")
+
+
+def _small_tree(name: bytes, compatible: bytes) -> bytes:
+    """A root with one child that has one property."""
+    padded = compatible + bytes(-len(compatible) % 4)
+    child = struct.pack(">I", 1) + name + bytes(4 - len(name) % 4)
+    structure = struct.pack(">II", 1, 0) + child + struct.pack(">III", 3, len(compatible), 0) + padded
+    return _tree_of(structure + struct.pack(">III", 2, 2, 9), b"compatible\0")
+
+
+def _tree_of(structure: bytes, strings: bytes) -> bytes:
+    at = fdt.HEADER.size + fdt.RESERVATION.size
+    sizes = len(strings), len(structure)
+    head = fdt.HEADER.pack(fdt.MAGIC, at + sum(sizes), at, at + sizes[1], 40, fdt.VERSION, 16, 0, *sizes)
+    return head + bytes(fdt.RESERVATION.size) + structure + strings
+
+
+def _firmware() -> Iterator[bytes]:
+    for blob in _described("acpi"):
+        yield b"\x01" + blob
+    for blob in _described("tree"):
+        yield b"\x07" + blob
+    yield from (bytes((how,)) + blob for how in (4, 5) for blob in (_small_tree(b"hypervisor", b"xen,xen\0"), b""))
+
+
 def _topology() -> Iterator[bytes]:
     for path in sorted((ROOT / "tests" / "golden" / "topology-errors").glob("*.yaml")):
         yield path.read_bytes()[:600]
@@ -178,7 +265,8 @@ def _trace() -> Iterator[bytes]:
 
 MAKERS: Final[dict[str, Callable[[], Iterator[bytes]]]] = {
     "frame": _frame, "router": _router, "member": _member, "envelope": _envelope, "attach": _attach,
-    "hypervisor": _hypervisor, "ring": _ring, "stream": _stream, "topology": _topology, "trace": _trace,
+    "hypervisor": _hypervisor, "ring": _ring, "stream": _stream, "acpi": _acpi,
+    "aml": _aml, "fdt": _fdt, "firmware": _firmware, "topology": _topology, "trace": _trace,
 }  # fmt: skip
 
 

@@ -227,3 +227,47 @@ def test_a_mode_that_is_not_offered_is_refused_in_words() -> None:
             await world.guest(1, notification="vector-per-cpu")
 
     simulate(main())
+
+
+@pytest.mark.parametrize(("personality", "arch", "cpu"), [("xen", X86, "intel"), ("xen", ARM, "armv8")])
+@pytest.mark.parametrize(
+    ("offered", "mode"),
+    [
+        ((), "virq"), (("virq",), "virq"), (("virq", "line", "vector-per-cpu"), "virq"), (("line",), "line"),
+        (("line", "vector-per-cpu"), "vector-per-cpu"), (("vector-per-ring", "vector-per-cpu"), "vector-per-cpu"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
+)  # fmt: skip
+@pytest.mark.parametrize("door", ["call", "mmio"])
+def test_a_guest_left_alone_takes_what_is_offered(
+    personality: str, arch: Arch, cpu: str, offered: tuple[str, ...], mode: str, door: str
+) -> None:
+    """Issue: modes are offered by the hypervisor; VIRQ_ARGO too, where it has a choice.  What was refused is said."""
+    doors = ("hypercall" if arch is X86 else "hvc",) if door == "call" else ("mmio",)
+
+    async def main() -> None:
+        world = World(personality, arch, cpu, doors, offered)
+        a, b = await world.guest(1), await world.guest(2)
+        assert b.interrupts.mode == mode
+        if mode == "virq":
+            assert b.interrupts.said == ""
+        else:
+            assert b.interrupts.said.startswith("the hypervisor does not offer VIRQ_ARGO; ")
+            assert b.interrupts.said.endswith(f"; this guest uses {mode} instead")
+        await exchange(world, a, b, 2)
+
+    simulate(main())
+
+
+def test_what_is_not_offered_and_asked_for_stops_the_guest() -> None:
+    """By name nothing else will do; left alone, every refusal is named."""
+
+    async def main() -> None:
+        world = World("xen", X86, "intel", ("hypercall",), ("line",))
+        with pytest.raises(BootError, match="does not offer VIRQ_ARGO"):
+            await world.guest(1, notification="virq")
+        world = World("xen", X86, "intel", ("hypercall",), ("vectors-by-priority",))
+        with pytest.raises(BootError, match=r"VIRQ_ARGO; .*'vector-per-cpu': EOPNOTSUPP.*'line': EOPNOTSUPP"):
+            await world.guest(1)
+
+    simulate(main())

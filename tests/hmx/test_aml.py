@@ -190,3 +190,27 @@ def test_any_bytes_read_or_are_refused(data: bytes) -> None:
             read()
         except AcpiError:
             pass
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x5b\x82\x03\x5c\x00\x08\x5c\x00\x00", b"\x08\x00\x01", b"\x08\x5c\x2f\x00\x01", b"\x14\x04\x5e\x00\x00",
+        b"\x5b\x80\x5c\x00\x01\x01\x01",
+    ],
+    ids=["device and constant as the root", "null name", "no segments", "method above", "region"],
+)  # fmt: skip
+def test_what_is_defined_has_a_name(code: bytes) -> None:
+    """ACPI 6.5 20.2.2: a null name stands for a scope that is there; nothing is defined as one (found by fuzzing)."""
+    with pytest.raises(AcpiError):
+        aml.devices((code,))
+
+
+def test_buffers_grow_no_further_together_than_one_may() -> None:
+    """A few bytes claim 64 KiB each: a block of a megabyte must not become gigabytes."""
+    claim = b"\x11\x06\x0c\xff\xff\x00\x00"  # Buffer(0xFFFF) {}
+    names = [b"\x08" + bytes((0x41 + n,)) + b"___" + claim for n in range(26)]
+    assert aml.devices(tuple(names[:16])) == {}
+    for blocks in (tuple(names[:17]), (b"".join(names[:17]),)):
+        with pytest.raises(AcpiError, match="sensible size"):
+            aml.devices(blocks)

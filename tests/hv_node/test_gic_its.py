@@ -5,13 +5,22 @@ Source: Arm IHI 0069 chapter 5 and 12.18.
 
 from __future__ import annotations
 
+import asyncio
+import random
 import struct
+from typing import Final
 
 import pytest
 
-from hv_node.interrupts.its import COMMANDS, parse
+from hmx import arm_map
+from hmx.trap import Arch, Kind, Outcome
+from hv_node.interrupts.gicr import LPIS_A_STEP
+from hv_node.interrupts.its import COMMANDS, STEPS, parse
 from tests.doubles.gic_model import CONFIG_TABLE, QUEUE, Rig
+from tests.doubles.machine import Guest, Machine
 from tests.hv_node.test_gic_frames import ready
+from topologies.inline.loop import VirtualLoop
+from topologies.inline.machine import InlineMachine, SharedMemory
 
 DEVICE, EVENT, LPI = 0x77, 5, 8200
 
@@ -138,6 +147,8 @@ def test_the_queue() -> None:
         rig.queue[place : place + 32] = command(SYNC)
     rig.queue[0:32] = command(INT, DEVICE, EVENT)
     rig.its.write(0x88, 32, 8)
+    assert rig.its.read(0x90) == 32 * STEPS, "a turn is bounded"
+    assert [rig.its.turn() for _ in range(3)] == [STEPS, 129 - 2 * STEPS, 0]
     assert rig.its.read(0x90) == 32
     assert rig.cpus[0].iar() == LPI
     rig.its.write(0x88, 4096, 8)
@@ -196,3 +207,84 @@ def test_lpis_overflow_like_all_others() -> None:
         rig.end(0, rig.cpus[0].eoir(intid))
         rig.pump()
     assert got == list(range(8300, 8320))
+
+
+QUEUE_PAGES: Final = 256  # the largest: 32768 commands
+FULL: Final = QUEUE_PAGES * 4096
+
+
+def flooded(raw: bytes) -> tuple[Machine, Guest, Guest]:
+    """A guest whose queue is full of one command, and a neighbour; nothing has run of the queue yet."""
+    machine = Machine(arch=Arch.AARCH64, cpu="armv8")
+    flood, other = machine.guest(1, pages=2 * QUEUE_PAGES), machine.guest(2)
+    flood.ram[FULL:] = raw * (FULL // 32)
+    for address, value in ((0x80, 1 << 63 | FULL | QUEUE_PAGES - 1), (0, 1)):
+        done = flood.trap(Kind.STORE, (value,), address=arm_map.GITS_BASE + address, size=8, privilege=1)
+        assert done.outcome == Outcome.DONE
+    for place in range(63):  # a full submission ring of stores: they share the turn
+        end = FULL - 32 - 32 * (place & 1)
+        flood.submit(Kind.STORE, (end,), address=arm_map.GITS_BASE + 0x88, size=8, privilege=1)
+    flood.submit(Kind.LOAD, (0,), address=arm_map.GITS_BASE + 0x90, size=8, privilege=1)
+    flood.side.publish()
+    return machine, flood, other
+
+
+def test_a_full_queue_takes_bounded_turns() -> None:
+    """Contracts 2: each source's turn is bounded.  A neighbour's frames run between any two turns, to the end."""
+    machine, flood, other = flooded(command(SYNC))
+    core, its = machine.core, flood.hvm.gic.its  # type: ignore[union-attr]
+    turns = before = 0
+    while core.run(flood.vcpu):
+        turns += 1
+        progress = (its.creadr - before) // 32
+        assert 0 <= progress <= STEPS, f"{progress} commands in one turn"
+        before = its.creadr
+        served = other.trap(Kind.LOAD, (0,), address=arm_map.GITS_BASE + 0x90, size=8, privilege=1)
+        assert served.outcome == Outcome.DONE, "the neighbour is served in between"
+    assert its.creadr == its.cwriter == FULL - 32 and not its.busy
+    assert turns == -(-(FULL // 32 - 1) // STEPS)
+    assert flood.side.completed() == 64
+
+
+def test_a_command_for_every_lpi_takes_several_turns() -> None:
+    """INVALL looks at all LPIs of a redistributor: it is done in parts, and CREADR passes it when all were."""
+    machine, flood, _ = flooded(command(SYNC))
+    its = flood.hvm.gic.its  # type: ignore[union-attr]
+    lpis, count = its._lpis, 8 * STEPS * LPIS_A_STEP
+    for intid in range(8192, 8192 + count):
+        lpis.attach(intid, 0)
+    its._collections[0] = 0
+    flood.ram[FULL : FULL + 32] = struct.pack("<4Q", 13, 0, 0, 0)
+    lpis.propbaser[0] = 0x4000 | 15
+    flood.ram[0x4000 : 0x4000 + 100] = b"\xa1" * 100
+    turns = 0
+    while its.creadr == 0:
+        assert machine.core.run(flood.vcpu) >= STEPS
+        turns += 1
+    assert turns == 9, "one beyond the parts: the store's own turn had one step less"
+    assert [irq.enabled for irq in its._dist.lpis.values()] == [True] * 100 + [False] * (count - 100)
+
+
+def test_a_queue_goes_on_by_itself_and_the_machine_comes_to_rest() -> None:
+    """The loop comes back while commands wait, with no frame of anybody's; then it sleeps."""
+
+    async def main() -> tuple[int, int]:
+        machine = Machine(arch=Arch.AARCH64, cpu="armv8")
+        inline = InlineMachine(machine.core, random.Random(1))
+        memory = SharedMemory(2 * FULL)
+        memory.guest.buffer[FULL : 2 * FULL] = command(SYNC) * (FULL // 32)
+        inline.create_domain(9, memory, 1, name="flood")
+        hvm = machine.core.hvm(9)
+        assert hvm is not None and hvm.gic is not None
+        its = hvm.gic.its
+        its.cbaser, its.enabled, its.cwriter = 1 << 63 | FULL | QUEUE_PAGES - 1, True, FULL - 32
+        inline.wake(hvm.vcpus[0])
+        for turn in range(10_000):
+            await asyncio.sleep(0)
+            if not inline._active:
+                return its.creadr, turn
+        raise AssertionError("it never came to rest")
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        creadr, turns = runner.run(main())
+    assert creadr == FULL - 32 and turns < 2 * FULL // 32 // STEPS

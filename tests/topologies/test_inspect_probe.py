@@ -69,6 +69,29 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "notification: line (there is no local APIC)" in lines
 
 
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"node": "/hypervisor", "compatible": ["xen,xen-4.22", "xen,xen"], "hypervisor": "xen"},
+         "device tree: /hypervisor is compatible with xen,xen-4.22, xen,xen"),
+        ({"node": "/hypervisor", "compatible": ["acme,one"], "hypervisor": None},
+         "device tree: /hypervisor is compatible with acme,one, which names nobody known"),
+        ({"error": "magic 0x0, not 0xd00dfeed"}, "device tree: unreadable: magic 0x0, not 0xd00dfeed"),
+    ],
+)  # fmt: skip
+def test_the_device_tree(
+    told: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the node /hypervisor said, or why the tree could not be read, above the choice of the door."""
+    state = {"lab": "lab", "nodes": [node("app", {**REPORT, "device_tree": told})]}
+    lab = Lab("lab", Path("/run/lab"), state, Path("/nobody"))
+    monkeypatch.setattr(labs, "running_labs", lambda: [lab])
+    monkeypatch.setattr(labs, "ended_labs", lambda _found: [])
+    assert inspect("app", Format.TABLE, probe=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index(line) == next(at for at, each in enumerate(lines) if each.startswith("door: ")) - 1
+
+
 @pytest.mark.usefixtures("one_lab")
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     """The report itself, by lab and guest; without a name, of every guest that has probed."""

@@ -80,7 +80,7 @@ def _state(lab: Lab) -> dict[str, Any]:
 
 def _record(lab: Lab, node: dict[str, Any]) -> dict[str, Any]:
     alive = lab.running and node["state"] in ALIVE
-    lost = not lab.running and "outcome" not in lab.state
+    lost = (not lab.running and "outcome" not in lab.state) or node.get("lost")
     ended = {record["name"]: record for record in lab.state.get("outcome", {}).get("nodes", [])}
     return {
         "name": node["name"],
@@ -88,7 +88,7 @@ def _record(lab: Lab, node: dict[str, Any]) -> dict[str, Any]:
         "state": "lost" if lost else node["state"],
         "health": _health(node, alive),
         "silent": node["silent"] if alive else None,
-        "host": platform.node(),
+        "host": node.get("host") or platform.node(),
         "pid": node["pid"] if alive else None,
         "hypervisor": node["hypervisor"],
         "domid": node["domid"],
@@ -111,6 +111,8 @@ def _health(node: dict[str, Any], alive: bool) -> str:
 
 def _last_error(node: dict[str, Any]) -> str:
     """How its last life ended, if that was not well; else the one before."""
+    if node.get("lost"):
+        return f"was lost with host {node['host']}: {node['detail']}"
     if node["signal"] is not None:
         return ": ".join(filter(None, (f"was killed by {signal_name(node['signal'])}", node["detail"])))
     if node["exit"]:
@@ -157,11 +159,21 @@ def _print_probes(probes: dict[str, dict[str, dict[str, Any]]], form: Format) ->
             print(f"{name} in lab {lab}, {found['arch']}\n")
             _print_rows(SEEN_TITLES, SEEN_COLUMNS, found["hypervisors"], "no hypervisor announces itself")
             _print_rows(DOOR_COLUMNS, DOOR_COLUMNS, found["doors"], "no door was tried")
+            if found.get("device_tree"):
+                print(f"device tree: {_tree(found['device_tree'])}")
             print(f"door: {found['chosen'] or 'none'} ({found['why']})")
             if found.get("notification"):
                 print(f"notification: {found['notification']}{_in_brackets(found.get('said'))}")
             print()
     return int(ExitCode.OK)
+
+
+def _tree(told: dict[str, Any]) -> str:
+    """What the guest read of its hypervisor in its device tree."""
+    if told.get("error"):
+        return f"unreadable: {told['error']}"
+    names = ", ".join(told["compatible"]) or "nothing"
+    return f"{told['node']} is compatible with {names}{'' if told['hypervisor'] else ', which names nobody known'}"
 
 
 def _print_rows(titles: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]], nothing: str) -> None:

@@ -27,12 +27,13 @@ Sources: Devicetree Specification 0.4; Linux bindings arm,gic-v3, arm,gic, arm,p
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import fdt
 
 from hmx.fdt import EDGE_RISING, FIRST_PPI, FIRST_SPI, GIC_PPI, GIC_SPI, LEVEL_HIGH, VERSION
 from hmx.firmware import ARGO_COMPATIBLE, FACT, REVISION, ArgoDevice, Interrupt
+from hmx.hypervisors import NODE, NODE_OF
 from hmx.trap import Arch
 from topologies.firmware.machine import Gic, Machine, Range, Xen
 from topologies.firmware.namespace import MMIO_DOOR_SIZE
@@ -48,22 +49,6 @@ MSI_FRAME_SIZE: Final = 0x1000
 PPI_CPU_MASK: Final = 0xF00
 """In the flags of a PPI for a GICv2: all of up to four CPUs."""
 
-
-class HypervisorNode(NamedTuple):
-    """What the node /hypervisor is compatible with; Xen's names its version first."""
-
-    personality: str
-    compatible: str
-    source: str
-
-
-HYPERVISOR_NODES: Final = (
-    HypervisorNode("xen", "xen,xen", "Linux bindings: xen,xen"),
-    HypervisorNode("kvm", "linux,kvm", "Linux arch/powerpc/kernel/kvm.c, the only user"),
-    HypervisorNode("hyperv", "microsoft,hyperv", "openvmm; Linux patches of 2024"),
-    HypervisorNode("smccc", "argosy,smccc", "experimental: a hypervisor that only answers by its vendor id"),
-)
-_NODE_OF: Final = {row.personality: row.compatible for row in HYPERVISOR_NODES}
 
 Value = int | str | bytes | tuple[int, ...] | tuple[str, ...] | None
 """A property: cells, strings, bytes; None for one that is only there."""
@@ -168,9 +153,10 @@ def _controller(root: fdt.Node, gic: Gic) -> None:
 
 
 def _hypervisor(root: fdt.Node, machine: Machine, gic: Gic) -> None:
-    compatible = _NODE_OF.get(machine.personality)
-    if compatible is None:
+    row = NODE_OF.get(machine.personality)
+    if row is None:
         return
+    compatible = row.compatible
     properties: dict[str, Value] = {"compatible": compatible}
     if machine.personality == "xen":
         xen = machine.xen or Xen()
@@ -179,7 +165,7 @@ def _hypervisor(root: fdt.Node, machine: Machine, gic: Gic) -> None:
             "reg": _reg(xen.grant_table, *xen.regions),
             "interrupts": _interrupt(Interrupt(xen.event_channel, level=True, active_low=True), gic),
         }
-    _add(root, "hypervisor", properties)
+    _add(root, NODE, properties)
 
 
 def _argo(root: fdt.Node, argo: ArgoDevice, gic: Gic) -> None:

@@ -31,6 +31,10 @@ TARGETS: Final = (
     Target("hypervisor", "vCPU area, trap frames, Argo arguments: Hypervisor.run", "trap frames executed", 6),
     Target("ring", "ring contents through hmx.argo.consumer.Consumer", "calls of the consumer"),
     Target("stream", "stream frames through the engine of guest_node.drivers.stream_fsm", "frames received"),
+    Target("acpi", "ACPI tables through hmx.acpi", "tables read"),
+    Target("aml", "byte code and resources through hmx.aml, hmx.acpi_resources", "blocks and constants read"),
+    Target("fdt", "device trees through hmx.fdt, the hypervisor's node and Argo's", "blobs and properties read"),
+    Target("firmware", "what lies at FIRMWARE_BASE through guest_node.kernel.firmware", "blobs walked"),
     Target("topology", "topology text through topologies.load.loads", "lines read"),
     Target("trace", "golden-trace files through hv_node.conform.replay", "lines read"),
 )

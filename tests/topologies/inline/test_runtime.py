@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.doubles.mirror import MirrorMemory
+from topologies.agent.journal import ended_state
 from topologies.exitcodes import ExitCode
 from topologies.inline.runtime import InlineRuntime
 from topologies.load import load
@@ -133,3 +135,18 @@ def test_how_programs_end(tmp_path: Path, body: str, code: ExitCode, words: str)
     assert outcome.code == code
     assert words in " ".join(outcome.reasons)
     assert node(outcome, "stuck").state is (NodeState.EXITED if code is ExitCode.OK else NodeState.FAILED)
+
+
+def test_probes_are_recorded(tmp_path: Path) -> None:
+    """What each guest found its hypervisor to be, and why it chose: in the events, and in the state that is left."""
+    runtime = InlineRuntime(3)
+    outcome = runtime.run(prepare(tmp_path), Silent())
+    assert set(runtime.probes) == {"receiver", "sender"}
+    told = {origin: tuple(fields) for origin, code, *fields in outcome.events if code == "probe"}
+    assert told == runtime.probes
+    found = json.loads(runtime.probes["sender"][0])
+    assert (found["chosen"], found["notification"], found["said"]) == ("hypercall", "virq", "")
+    assert [seen["name"] for seen in found["hypervisors"]] == ["xen"]
+    state = ended_state(outcome, "lab.yaml", runtime.probes, {"sender": "x86_64"})
+    kept = {node["name"]: (node["probe"], node["arch"]) for node in state["nodes"]}
+    assert kept["sender"] == (runtime.probes["sender"], "x86_64") and kept["hv0"] == (None, None)
