@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import Final, cast
 
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hv_node.domain import Domain
+from hv_node.doors.uxen_platform import PlatformDevice
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
@@ -25,6 +28,32 @@ class ArchCounters:
     interrupts_posted: int = 0
     interrupts_coalesced: int = 0
     interrupts_dropped: int = 0
+
+
+@cache
+def _with_levels(levels: int) -> type[ArchCounters]:
+    names = [f"exits_l{level}" for level in range(levels)] + [f"resumes_l{level}" for level in range(levels - 1)]
+    made = make_dataclass("LevelCounters", [(name, int, 0) for name in names], bases=(ArchCounters,), slots=True)
+    return cast("type[ArchCounters]", made)
+
+
+def arch_counters(levels: int = 1) -> ArchCounters:
+    """The counters of a domain below that many hypervisors.
+
+    Below several they have also what its exits cost each, `exits_l0` and so on, and what the entries of those further
+    in cost, `resumes_l0` and so on (hv_node/doors/composition.py).
+    """
+    return _with_levels(levels)() if levels > 1 else ArchCounters()
+
+
+def count_levels(counters: ArchCounters, exits: Sequence[int], resumes: Sequence[int], times: int = 1) -> None:
+    """Count a trap, `times` times, in counters for as many levels."""
+    for family, each in (("exits_l", exits), ("resumes_l", resumes)):
+        for level, count in enumerate(each):
+            if count:
+                name = f"{family}{level}"
+                setattr(counters, name, getattr(counters, name) + count * times)
+
 
 TURN: Final = 64  # frames of one vCPU before the next vCPU has its turn
 
@@ -72,6 +101,7 @@ class Hvm:
     counters: ArchCounters = field(default_factory=ArchCounters)
     shared_info: int | None = None  # guest physical address of the page, once the guest placed it
     gic: Gic | None = None  # on Arm
+    platform: PlatformDevice | None = None  # a guest's, under uXen
     msrs: dict[int, int] = field(default_factory=dict)  # synthetic MSRs that keep what is written to them
     routes: dict[int, tuple[Vcpu, int, int]] = field(default_factory=dict)  # virq -> (vcpu, entry, port)
 

@@ -18,14 +18,16 @@ from hmx.trap import KNOWN_FLAGS, MAX_REGS, Arch, FrameFlag, Kind, Outcome, Vect
 from hmx.uxen_enum import MAX_UNITS, STORAGE_PORT
 from hmx.xen import Hypercall
 from hv_node.argo.core import Argo
+from hv_node.doors.composition import Composition, Resolution
 from hv_node.doors.handlers import HANDLERS, Call
 from hv_node.doors.hypercalls import HYPERCALLS
 from hv_node.doors.leaves import native_leaf
-from hv_node.doors.personality import Otherwise, Personality, Resolution, Trap, resolve
+from hv_node.doors.outer import Outer, Stolen
+from hv_node.doors.personality import Otherwise, Personality
 from hv_node.doors.silicon import CPUS
-from hv_node.doors.tables import has_own_call, with_doors
+from hv_node.doors.tables import has_own_call, with_doors, without_doors
 from hv_node.effects import PENDING
-from hv_node.hvm import AsyncCall, Hvm, Vcpu
+from hv_node.hvm import AsyncCall, Hvm, Vcpu, count_levels
 from hv_node.v4v.core import V4v
 
 _M32: Final = 0xFFFF_FFFF
@@ -36,6 +38,7 @@ _IMMEDIATE: Final = frozenset({Kind.HVC, Kind.SMC})
 _OURS: Final = frozenset(int(operation) for operation in NotifyOp)
 _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HLT_WFI})
 _CALLS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HVC, Kind.SMC})  # a LINK looks at their result register
+_OPTIONAL: Final = frozenset({"v4v-cpuid", "gic", "pci-config", "uxen-platform"})  # absent where they say so
 _OPCODES: Final = {Kind.VMCALL: b"\x0f\x01\xc1", Kind.VMMCALL: b"\x0f\x01\xd9"}
 # Errors that real Xen returns from inside sendv in a 32-bit variable: a 64-bit guest finds them zero-extended.
 ZERO_EXTENDED: Final = frozenset(
@@ -52,7 +55,11 @@ def _own_call(personality: Personality, doors: Sequence[str]) -> Convention | No
 
 
 class Executor:
-    """Executes the frames of one hypervisor's guests.  `post(domid, vcpu, entry)` posts an interrupt."""
+    """Executes the frames of one hypervisor's guests.  `post(domid, vcpu, entry)` posts an interrupt.
+
+    `parents` are the hypervisors around it, the outermost first, with their doors; `stolen` is told of a call of Argo
+    that one of them takes from a guest; without it those doors are absent.
+    """
 
     def __init__(
         self,
@@ -63,6 +70,8 @@ class Executor:
         doors: Sequence[str],
         notifications: Sequence[str],
         v4v: V4v | None = None,
+        parents: Sequence[Personality] = (),
+        stolen: Stolen | None = None,
     ) -> None:
         self.personality = personality
         self.cpu_name = cpu
@@ -72,15 +81,18 @@ class Executor:
         self.own_call = _own_call(personality, doors)
         self._v4v = v4v
         self._post = post
-        self._offered = with_doors(personality, doors)
-        self._silicon = CPUS[cpu]
-        self._resolved: dict[tuple[int, int, int], Resolution] = {}
+        self.stolen = stolen
+        self._level = len(parents)
+        self._composed = Composition((*parents, with_doors(personality, doors)), CPUS[cpu])
+        self._doorless = Composition((*map(without_doors, parents), personality), CPUS[cpu])
+        self._around = tuple(Outer(self, level, table) for level, table in enumerate(parents))
 
     def kind_of_xen_call(self) -> Kind | None:
         """The instruction that is Xen's hypercall on this x86 machine, if Argo is offered by it."""
         if self.own_call is not None and self.own_call.arch is Arch.X86_64 and self.own_call.speaks == "xen":
             for kind in (Kind.VMCALL, Kind.VMMCALL):
-                if self.resolve(kind, 0, 0).handler in ("hypercall", "viridian-call"):
+                found = self.resolve(kind, 0, 0)
+                if found.level == self._level and found.handler in ("hypercall", "viridian-call"):
                     return kind
         return None
 
@@ -93,22 +105,25 @@ class Executor:
         if flags & ~KNOWN_FLAGS or zero or level or nregs > MAX_REGS:
             self._undefined(call)
             return
-        resolution = self.resolve(kind, selector, privilege)
+        resolution = self._composed.resolve(kind, selector, privilege)
+        if self._level:
+            count_levels(vcpu.hvm.counters, resolution.exits, resolution.resumes)
+            if 0 <= resolution.level < self._level:
+                self.outer(resolution.level, call, resolution)
+                return
         handler = HANDLERS.get(resolution.handler)
         if handler is None:
-            self._otherwise(call, resolution.otherwise)
+            self.otherwise(call, resolution.otherwise)
         else:
             handler(self, call)
 
     def resolve(self, kind: int, selector: int, privilege: int) -> Resolution:
-        """Who answers an instruction; remembered for those without a selector."""
-        if kind not in _SELECTORLESS:
-            return resolve(Trap(kind, selector, privilege), (self._offered,), self._silicon)
-        key = (kind, selector, privilege)
-        found = self._resolved.get(key)
-        if found is None:
-            found = self._resolved[key] = resolve(Trap(kind, 0, privilege), (self._offered,), self._silicon)
-        return found
+        """Who answers an instruction."""
+        return self._composed.resolve(kind, selector, privilege)
+
+    def outer(self, level: int, call: Call, resolution: Resolution) -> None:
+        """A hypervisor further out answers: constants at once, calls of Argo through `stolen`."""
+        self._around[level].serve(call, resolution)
 
     # -- what handlers call ----
 
@@ -130,7 +145,7 @@ class Executor:
         counters.argo_ops += 1
         if cmd not in (Op.SENDV, Op.NOTIFY):
             return self._ring_op(call, call.vcpu.hvm, cmd, a1, a2, a3, a4) & _M32
-        ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
+        ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self.token(call), call.ctx)
         if ret is PENDING:
             return ret
         if cmd == Op.SENDV and ret >= 0:
@@ -146,7 +161,7 @@ class Executor:
         counters.argo_ops += 1
         if cmd not in (Op.SENDV, Op.NOTIFY):
             return self._ring_op(call, hvm, cmd, a1, a2, a3, a4) & _M64
-        ret = self.argo.op(hvm.domain, cmd, a1, a2, a3, a4, self._token(call), call.ctx)
+        ret = self.argo.op(hvm.domain, cmd, a1, a2, a3, a4, self.token(call), call.ctx)
         if ret is PENDING:
             return ret
         if cmd == Op.SENDV:
@@ -164,7 +179,7 @@ class Executor:
             return -Errno.EOPNOTSUPP
 
         def argo(operation: int) -> int:
-            return self.argo.op(domain, operation, a1, a2, a3, a4, self._token(call), ctx)
+            return self.argo.op(domain, operation, a1, a2, a3, a4, self.token(call), ctx)
 
         match cmd:
             case NotifyOp.REGISTER_RING_EX:
@@ -202,7 +217,7 @@ class Executor:
             return ()
         return tuple(unit for unit in range(MAX_UNITS) if model.match(STORAGE_PORT + unit, domid) is not None)
 
-    def _token(self, call: Call) -> Vcpu | AsyncCall:
+    def token(self, call: Call) -> Vcpu | AsyncCall:
         """What an operation that stays pending is completed with."""
         vcpu = call.vcpu
         if not call.flags & _ASYNC:
@@ -235,11 +250,18 @@ class Executor:
 
     def absent(self, call: Call) -> None:
         """One of our doors was knocked at in a way it does not know: what its hypervisor does without it."""
-        trap = Trap(call.kind, call.selector, call.privilege)
-        resolution = resolve(trap, (self.personality,), self._silicon)
+        resolution = self._doorless.resolve(call.kind, call.selector, call.privilege)
+        if self._level:  # a door that was stolen and is absent: the level that took it reflects the exit after all
+            taken = self._composed.resolve(call.kind, call.selector, call.privilege)
+            more = [max(0, count - old) for count, old in zip(resolution.exits, taken.exits, strict=True)]
+            again = [max(0, count - old) for count, old in zip(resolution.resumes, taken.resumes, strict=True)]
+            count_levels(call.vcpu.hvm.counters, more, again)
+        if 0 <= resolution.level < self._level and resolution.handler not in _OPTIONAL:
+            self.outer(resolution.level, call, resolution)
+            return
         handler = HANDLERS.get(resolution.handler)
-        if handler is None or resolution.handler in ("v4v-cpuid", "gic"):
-            self._otherwise(call, resolution.otherwise)
+        if handler is None or resolution.handler in _OPTIONAL:
+            self.otherwise(call, resolution.otherwise)
         else:
             handler(self, call)
 
@@ -251,7 +273,8 @@ class Executor:
     def _undefined(self, call: Call) -> None:
         self.fault(call, Vector.UD if self.personality.arch is Arch.X86_64 else 0)
 
-    def _otherwise(self, call: Call, otherwise: Otherwise) -> None:
+    def otherwise(self, call: Call, otherwise: Otherwise) -> None:
+        """Nobody serves the instruction: what the guest sees."""
         match otherwise:
             case Otherwise.UD | Otherwise.UNDEF:
                 self._undefined(call)

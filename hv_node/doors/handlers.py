@@ -193,6 +193,34 @@ def uxen_storage(hv: Executor, call: Call) -> None:
     hv.done(call, (keep | value,))
 
 
+def pci_config(hv: Executor, call: Call) -> None:
+    """PCI configuration mechanism #1, behind which uXen's platform device stands (PCI Local Bus 3.0, 3.2.2.3.2)."""
+    device, rax = call.vcpu.hvm.platform, call.slots[X86Reg.RAX]
+    if device is None or call.size not in (1, 2, 4):
+        hv.absent(call)
+    elif call.kind == Kind.IN:
+        keep = rax & ~((1 << 8 * call.size) - 1) if call.size < DOOR_SIZE else 0
+        hv.done(call, (keep | device.read_port(call.selector, call.size),))
+    else:
+        device.write_port(call.selector, call.size, rax)
+        hv.done(call, ())
+
+
+def uxen_platform(hv: Executor, call: Call) -> None:
+    """A load or store of the platform device's BARs: control registers, state page, device table (uXen platform
+    interface).
+    """
+    device, rax = call.vcpu.hvm.platform, call.slots[X86Reg.RAX]
+    if device is None or call.size not in (1, 2, 4, 8):
+        hv.absent(call)
+    elif call.kind == Kind.LOAD:
+        keep = rax & ~((1 << 8 * call.size) - 1) if call.size < DOOR_SIZE else 0
+        hv.done(call, (keep | device.load(call.selector, call.size),))
+    else:
+        device.store(call.selector, call.size, rax)
+        hv.done(call, ())
+
+
 def v4v_cpuid(hv: Executor, call: Call) -> None:
     """v4v by CPUID: op in rdi, arguments in rsi rdx r10 r8 r9; status in rax, whom to wake in rdi (uXen ax.h)."""
     slots = call.slots
@@ -288,6 +316,8 @@ HANDLERS: Final[dict[str, Handler]] = {
     "uxen-call": uxen_call,
     "v4v-cpuid": v4v_cpuid,
     "uxen-storage": uxen_storage,
+    "pci-config": pci_config,
+    "uxen-platform": uxen_platform,
     "ax-probe": ax_probe,
     "vmware-port": vmware_port,
     "smccc": smccc_call,

@@ -1,16 +1,16 @@
-"""Who intercepts what: hypervisor personalities as tables, and the pure function that composes them.
+"""Who intercepts what: the vocabulary of the tables of hypervisors and machines.
 
 A personality is a frozen table per (name, architecture).  Each row says for one instruction and one range of selectors
 (CPUID leaf, MSR, port, ...) whether the hypervisor intercepts it, which handler serves it, and what the guest sees when
 nobody does.  The machine below the outermost hypervisor has a table of its own: what the silicon checks before anything
-can be intercepted, and what it does when nothing is.
+can be intercepted, and what it does when nothing is.  What follows from several of them, one around the other, is in
+hv_node/doors/composition.py.
 
 Sources are cited per row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -38,6 +38,29 @@ class Otherwise(Enum):
     ENOSYS = auto()
     MINUS_ONE = auto()
     UNDEF = auto()
+
+
+class Guests(Enum):
+    """What a guest of this hypervisor has, if it is a hypervisor itself, to run its own guests on.
+
+    VIRTUAL: an extension of this one's making, so exits of its guests land here and are reflected.  MACHINE: the
+    machine's own, since this one traps nothing, or is the machine's firmware.
+    """
+
+    VIRTUAL = auto()
+    MACHINE = auto()
+
+
+class NestedMsr(Enum):
+    """What a hypervisor does with the MSR intercepts of hypervisors on it.
+
+    KEEP: they hold, as the architecture has it.  STEAL: it keeps those exits for itself, and what it serves itself it
+    takes before they see it.  NEVER: it drops them, and what it asks for itself remains.
+    """
+
+    KEEP = auto()
+    STEAL = auto()
+    NEVER = auto()
 
 
 class Row(NamedTuple):
@@ -71,12 +94,17 @@ class SiliconRow(NamedTuple):
 
 
 class Personality(NamedTuple):
-    """A hypervisor's table.  `abi` names the convention of its own call instruction, "" where Argo has none there."""
+    """A hypervisor's table.  `abi` names the convention of its own call instruction, "" where Argo has none there.
+
+    `guests` and `nested_msr` say what it is to hypervisors on it.
+    """
 
     name: str
     arch: Arch
     abi: str
     rows: tuple[Row, ...]
+    guests: Guests = Guests.VIRTUAL
+    nested_msr: NestedMsr = NestedMsr.KEEP
 
 
 class Trap(NamedTuple):
@@ -87,53 +115,9 @@ class Trap(NamedTuple):
     privilege: int
 
 
-class Resolution(NamedTuple):
-    """The level that answers (-1: the silicon), its handler or "", what happens otherwise, and exits per level, L0
-    first.
-    """
-
-    level: int
-    handler: str
-    otherwise: Otherwise
-    exits: tuple[int, ...]
-
-
 ANY: Final = (0, (1 << 64) - 1)
 CPL: Final = (0, 1, 2, 3)  # every privilege level of x86
 KERNEL: Final = (0,)
 EL0_EL1: Final = (0, 1)
 EL1: Final = (1,)
 NOWHERE: Final = ()
-
-
-def _row(table: Personality, trap: Trap) -> Row | None:
-    for row in table.rows:
-        if row.instruction == trap.instruction and row.first <= trap.selector <= row.last:
-            return row
-    return None
-
-
-def resolve(trap: Trap, tables: Sequence[Personality], cpu: Sequence[SiliconRow]) -> Resolution:
-    """Who answers `trap` of a guest below `tables` (L0 first, the guest's own hypervisor last) on `cpu`.
-
-    Pure: no state, no clock.  The silicon's privilege check comes first.  Then a level that steals answers before those
-    further in; then the guest's own hypervisor and outwards, as far as each lets the instruction through.
-    """
-    none = (0,) * len(tables)
-    silicon = next((row for row in cpu if row.instruction == trap.instruction), None)
-    if silicon is None:
-        return Resolution(-1, "", Otherwise.UD, none)
-    rows = [_row(table, trap) for table in tables]
-    if trap.privilege not in silicon.privileges and not any(row and trap.privilege in row.privileges for row in rows):
-        return Resolution(-1, "", silicon.denied, none)
-    inward = [level for level, row in enumerate(rows) if row is not None and row.intercept is Intercept.STEAL]
-    outward = reversed(
-        [level for level, row in enumerate(rows) if row is not None and row.intercept is not Intercept.STEAL]
-    )
-    for level in (*inward, *outward):
-        row = rows[level]
-        if row is None or row.intercept is Intercept.NEVER:
-            continue
-        exits = tuple(row.exits if at <= level else 0 for at in range(len(tables)))
-        return Resolution(level, row.handler, row.otherwise, exits)
-    return Resolution(-1, "", silicon.native, none)

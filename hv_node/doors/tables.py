@@ -14,8 +14,9 @@ from hmx.doors import CONVENTIONS, doors_of
 from hmx.hypervisors import AX_PROBE_LEAF, AX_V4V_LEAF, WHPX_V4V_LEAF
 from hmx.trap import Arch, Kind
 from hmx.uxen_enum import BITMAP_BYTES, BITMAP_PORT, CONTROL_PORT
+from hmx.uxen_platform import CONFIG_ADDRESS, CONFIG_LAST, FIRST_ADDRESS, LAST_ADDRESS
 from hmx.xen import HYPERCALL_MSR, VIRIDIAN_HYPERCALL_MSR
-from hv_node.doors.personality import ANY, CPL, Intercept, Otherwise, Personality, Row
+from hv_node.doors.personality import ANY, CPL, Guests, Intercept, NestedMsr, Otherwise, Personality, Row
 
 _ALWAYS, _BITMAP, _STEAL = Intercept.ALWAYS, Intercept.BITMAP, Intercept.STEAL
 _HV_MSRS: Final = (0x4000_0000, 0x4000_0001)  # guest OS id; hypercall page
@@ -82,11 +83,27 @@ UXEN: Final = (
         Kind.IN, CONTROL_PORT, BITMAP_PORT + BITMAP_BYTES - 1, _BITMAP, "uxen-storage", Otherwise.ALL_ONES, 1,
         "uXen dm/uxen_stor.c: bitmap of v4v storage units",
     ),
+    Row(
+        Kind.IN, CONFIG_ADDRESS, CONFIG_LAST, _BITMAP, "pci-config", Otherwise.ALL_ONES, 1,
+        "PCI Local Bus 3.0, 3.2.2.3.2",
+    ),
+    Row(
+        Kind.OUT, CONFIG_ADDRESS, CONFIG_LAST, _BITMAP, "pci-config", Otherwise.IGNORE, 1,
+        "PCI Local Bus 3.0, 3.2.2.3.2",
+    ),
+    Row(
+        Kind.LOAD, FIRST_ADDRESS, LAST_ADDRESS, _ALWAYS, "uxen-platform", Otherwise.ALL_ONES, 1,
+        "uXen platform device 5853:5173: registers, state page, device table",
+    ),
+    Row(
+        Kind.STORE, FIRST_ADDRESS, LAST_ADDRESS, _ALWAYS, "uxen-platform", Otherwise.IGNORE, 1,
+        "uXen platform device 5853:5173: registers, state page, device table",
+    ),
     Row(Kind.RDMSR, HYPERCALL_MSR, HYPERCALL_MSR, _ALWAYS, "", Otherwise.ZERO, 1, "uXen, as Xen"),
     Row(Kind.WRMSR, HYPERCALL_MSR, HYPERCALL_MSR, _ALWAYS, "hypercall-page", Otherwise.GP, 1, "uXen, as Xen"),
     Row(Kind.WRMSR, *ANY, _BITMAP, "", Otherwise.IGNORE, 1, "uXen xen/arch/x86/hvm/vmx: unclaimed writes are dropped"),
     *_HVM,
-)
+)  # fmt: skip
 AX: Final = (
     Row(Kind.CPUID, AX_PROBE_LEAF, AX_PROBE_LEAF, _STEAL, "ax-probe", Otherwise.NATIVE, 1, "uXen ax.h"),
     Row(Kind.CPUID, AX_V4V_LEAF, AX_V4V_LEAF, _STEAL, "v4v-cpuid", Otherwise.NATIVE, 1, "uXen ax.h"),
@@ -158,19 +175,20 @@ NAMED: Final = (
     Personality("ax", Arch.X86_64, "", AX),
     Personality("whpx", Arch.X86_64, "", WHPX),
     Personality("jailhouse", Arch.X86_64, "jailhouse", JAILHOUSE_X86_64),
-    Personality("pv-only", Arch.X86_64, "", ()),
-    Personality("bare-metal", Arch.X86_64, "", ()),
+    Personality("pv-only", Arch.X86_64, "", (), Guests.MACHINE),
+    Personality("bare-metal", Arch.X86_64, "", (), Guests.MACHINE),
     Personality("xen", Arch.AARCH64, "xen", XEN_AARCH64),
     Personality("kvm", Arch.AARCH64, "", KVM_AARCH64),
     Personality("smccc", Arch.AARCH64, "", SMCCC),
     Personality("hyperv", Arch.AARCH64, "", HYPERV_AARCH64),
     Personality("jailhouse", Arch.AARCH64, "", JAILHOUSE_AARCH64),
-    Personality("firmware", Arch.AARCH64, "", FIRMWARE),
-    Personality("pv-only", Arch.AARCH64, "", ()),
-    Personality("bare-metal", Arch.AARCH64, "", ()),
+    Personality("firmware", Arch.AARCH64, "", FIRMWARE, Guests.MACHINE),
+    Personality("pv-only", Arch.AARCH64, "", (), Guests.MACHINE),
+    Personality("bare-metal", Arch.AARCH64, "", (), Guests.MACHINE),
 )
 PERSONALITIES: Final = {(row.name, row.arch): row for row in NAMED}
 
+DOOR: Final = "door-"  # what the handlers of our doors begin with
 DOOR_INTERCEPT: Final = {
     Kind.WRMSR: _BITMAP,
     Kind.CPUID: _ALWAYS,
@@ -201,15 +219,33 @@ def possible_doors(personality: Personality) -> tuple[str, ...]:
     )
 
 
-def with_doors(personality: Personality, doors: Sequence[str]) -> Personality:
-    """`personality` with rows for the doors of ours that it offers in front of its own."""
+def with_doors(personality: Personality, doors: Sequence[str], stolen: Sequence[str] = ()) -> Personality:
+    """`personality` with rows for the doors of ours that it offers in front of its own.
+
+    Those in `stolen` it takes before a hypervisor further in sees them; so does one that steals the instruction anyway.
+    """
+    steals = {row.instruction for row in personality.rows if row.intercept is _STEAL}
     rows = tuple(
         Row(
-            found.kind, found.selector, found.selector, DOOR_INTERCEPT[found.kind], f"door-{found.door}",
-            Otherwise.NATIVE, 1, found.source,
+            found.kind, found.selector, found.selector,
+            _STEAL if found.door in stolen or found.kind in steals else DOOR_INTERCEPT[found.kind],
+            f"{DOOR}{found.door}", Otherwise.NATIVE, 1, found.source,
         )
         for found in CONVENTIONS
         if found.arch is personality.arch and found.door in doors and not found.speaks
         and not has_own_call(personality, found.door)
     )  # fmt: skip
     return personality._replace(rows=rows + personality.rows)
+
+
+def without_doors(personality: Personality) -> Personality:
+    """`personality` as it was before `with_doors`."""
+    return personality._replace(rows=tuple(row for row in personality.rows if not row.handler.startswith(DOOR)))
+
+
+def with_nested_msr(personality: Personality, wish: str) -> Personality:
+    """`personality` with its rule for the MSR intercepts of hypervisors on it: keep, steal or never; else its own.
+
+    Raises KeyError for any other word than those and `default`.
+    """
+    return personality if wish == "default" else personality._replace(nested_msr=NestedMsr[wish.upper()])

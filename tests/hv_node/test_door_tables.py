@@ -87,6 +87,10 @@ TABLES = {
     ("uxen", X86): calls("uxen-call")
     + """
         IN 0x32F-0x33F BITMAP uxen-storage ALL_ONES
+        IN 0xCF8-0xCFF BITMAP pci-config ALL_ONES
+        OUT 0xCF8-0xCFF BITMAP pci-config IGNORE
+        LOAD 0xFEDFA000-0xFEDFFFFF ALWAYS uxen-platform ALL_ONES
+        STORE 0xFEDFA000-0xFEDFFFFF ALWAYS uxen-platform IGNORE
         RDMSR 0x40000000 ALWAYS - ZERO
         WRMSR 0x40000000 ALWAYS hypercall-page GP
         WRMSR any BITMAP - IGNORE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hmx.trap import Arch, Kind
-from hv_node.doors.personality import ANY, CPL, Intercept, Otherwise, Personality, Row, SiliconRow, Trap, resolve
+from hv_node.doors.composition import resolve
+from hv_node.doors.personality import ANY, CPL, Intercept, Otherwise, Personality, Row, SiliconRow, Trap
 from hv_node.doors.silicon import CPUS, INTEL
 from hv_node.doors.tables import PERSONALITIES, XEN_X86_64
 
