@@ -21,14 +21,22 @@ import zmq
 
 from broker.fields import Record
 from broker.frames import MAX_PART, Buffer, Lane
+from broker.keys import ClientCurve
 from broker.link import OnRecord
 from broker.member import Identity, Member, MemberState
+from broker.monitor import Monitor
+from broker.refusals import Refusal
 from broker.session import SendResult
 
 TURN: Final = 64
 """Frames received in one turn."""
 RECONNECT_MS: Final = 20
 RECONNECT_MAX_MS: Final = 500
+HANDSHAKE_MS: Final = 5000
+KEEPALIVE: Final = ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 1), (zmq.TCP_KEEPALIVE_INTVL, 1),
+                    (zmq.TCP_KEEPALIVE_CNT, 5), (zmq.TCP_MAXRT, 10_000), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS))  # fmt: skip
+"""For tcp: a host that vanished is noticed within 6 to 10 s.  The kernel answers for a process that is stopped, which
+therefore keeps its connection, as ZMTP's own heartbeats would not let it."""
 LOOK_S: Final = 0.1
 """A blocking helper looks at least so often whether a hello is to be repeated."""
 
@@ -60,12 +68,22 @@ class ZmqLink:
     """A node's :class:`broker.link.Link` over a ZeroMQ endpoint.
 
     Joining starts with the first flush or pump.  `epoch`: the broker's epoch known at start; older ones are
-    not believed.  Callbacks (`on_record`, and `on_welcome`, `on_disconnected`, `on_refused` of `member`) run
-    inside :meth:`pump`; they may send, and what they send leaves in the same pump.
+    not believed.  `curve`: keys, for a broker on another host; a handshake that cannot succeed is a refusal
+    (HANDSHAKE_FAILED) like the broker's own, and is not tried again.  Callbacks (`on_record`, and
+    `on_welcome`, `on_disconnected`, `on_refused` of `member`) run inside :meth:`pump`; they may send, and what
+    they send leaves in the same pump.
     """
 
     def __init__(
-        self, endpoint: str, *, kind: str, name: str, token: bytes, epoch: int = 0, pid: int | None = None
+        self,
+        endpoint: str,
+        *,
+        kind: str,
+        name: str,
+        token: bytes,
+        epoch: int = 0,
+        pid: int | None = None,
+        curve: ClientCurve | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.member = Member(Identity(kind, name, token, os.getpid() if pid is None else pid), epoch)
@@ -79,8 +97,21 @@ class ZmqLink:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._monitor: Monitor | None = None
+        if endpoint.startswith("tcp://"):
+            self._secure(curve)
         self._socket.connect(endpoint)
         self._fd = int(self._socket.getsockopt(zmq.FD))
+
+    def _secure(self, curve: ClientCurve | None) -> None:
+        self._monitor = Monitor(self._socket)
+        for option, value in KEEPALIVE:
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
+        if curve is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.pair.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, curve.pair.secret)
 
     @property
     def on_record(self) -> OnRecord:
@@ -138,11 +169,19 @@ class ZmqLink:
                     self.member.on_frame(receive_parts(self._socket, 4), now_ns)
                 except zmq.Again:
                     break
+            self._watch()
             self.member.deliver()
             self._send(now_ns)
         finally:
             self._pumping = False
         return self._more()
+
+    def _watch(self) -> None:
+        """Give up when the transport will never let us in."""
+        why = None if self._monitor is None else self._monitor.failure()
+        if why is not None and self.member.refusal is None:
+            self._socket.disconnect(self.endpoint)
+            self.member.turn_away(Refusal.HANDSHAKE_FAILED, f"{self.endpoint}: {why}")
 
     def _send(self, now_ns: int) -> None:
         self._full = False
@@ -204,5 +243,7 @@ class ZmqLink:
     def close(self) -> None:
         """Close socket and context at once; what was not sent is lost.  May be called twice."""
         if not self._socket.closed:
+            if self._monitor is not None:
+                self._monitor.close()
             self._socket.close(0)
             self._context.term()

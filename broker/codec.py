@@ -30,6 +30,9 @@ _shorten.maxlist = _shorten.maxtuple = 4
 _shorten.maxstring = _shorten.maxother = 60
 
 
+_PACKER: Final = msgpack.Packer(use_bin_type=True)  # empties itself after every value, one that failed included
+
+
 class CodecError(ValueError):
     """These bytes are not one well-formed value of the allowed kinds, or this value has no encoding."""
 
@@ -50,7 +53,7 @@ def show(value: object) -> str:
 def pack(value: object) -> bytes:
     """Encode one value.  CodecError when it holds something that has no encoding."""
     try:
-        packed: bytes = msgpack.packb(value, use_bin_type=True)
+        packed: bytes = _PACKER.pack(value)
     except (ValueError, TypeError, OverflowError, UnicodeError) as error:
         raise CodecError(f"{show(value)} cannot be encoded: {error}") from None
     return packed

@@ -4,12 +4,17 @@ upstream).
 Layout: `[ver, kind, cookie, origin_epoch, origin_seq, src_path, dst, hops_left, label, op, port_src,
 port_dst, msg_type, offset, length, ret]`.  Envelopes travel on the request lane only, so nothing between two
 endpoints overtakes.  `(origin_epoch, src_path, origin_seq)` names an operation for its whole life, repeats
-included; `src_path` is appended to by each level and never by a guest.  `offset` and `length` point into the
+included; `src_path` climbs from the speaker, is appended to by each level and never by a guest, and is the
+absolute path when read backwards; `dst` is absolute, from the fabric down.  A step is a name, a name with its
+incarnation, nothing (the hypervisor itself), or `*` (all of them).  `offset` and `length` point into the
 payload of the frame that carries the envelope; whoever assembles a frame sets the offset.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
+import struct
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -111,8 +116,77 @@ class Envelope(NamedTuple):
         return _USES[self.kind]
 
 
+def _tightest(field: Field) -> str:
+    """The struct code of the narrowest integer that holds every value of `field`."""
+    low, high = field.type.low, field.type.high
+    return next(code for code, least, most in _CODES if least <= low and high <= most)
+
+
+_CODES: Final = (("B", 0, 0xFF), ("i", -(1 << 31), (1 << 31) - 1), ("I", 0, 0xFFFFFFFF), ("Q", 0, (1 << 64) - 1))
+_INTEGERS: Final = [(at, field) for at, field in enumerate(FIELDS) if field.type.base is int]
+_RANGES: Final = struct.Struct("<" + "".join(_tightest(field) for _, field in _INTEGERS))
+_integers = operator.itemgetter(*(at for at, _ in _INTEGERS))
+_BOUNDS: Final = tuple(
+    (at, field.type.low, field.type.high) for at, field in _INTEGERS if field.type not in (U8, U32, U64, I32)
+)
+"""Of integers, those whose bounds are not the whole range of a struct code."""
+KIND_AT: Final = 1
+SOURCE_AT: Final = 5
+DESTINATION_AT: Final = 6
+LABEL_AT: Final = 8
+
+
+def _shape(kind: type, source: type, destination: type) -> tuple[type, ...]:
+    types = [field.type.base for field in FIELDS]
+    types[KIND_AT], types[SOURCE_AT], types[DESTINATION_AT] = kind, source, destination
+    return tuple(types)
+
+
+_SHAPES: Final = frozenset(
+    itertools.starmap(_shape, itertools.product((int, EnvelopeKind), (list, tuple), (list, tuple)))
+)
+_MAX_SEEN: Final = 4096
+_seen: set[tuple[Any, ...]] = set()
+"""Paths of names that were found right: an endpoint sends many envelopes.  Emptied when it is full."""
+
+
+def _is_path(path: tuple[Any, ...]) -> bool:
+    if path in _seen:
+        return True
+    if not PATH.accepts(path):
+        return False
+    if all(type(step) is str for step in path):  # True and 1.0 would be found where 1 is kept
+        if len(_seen) >= _MAX_SEEN:
+            _seen.clear()
+        _seen.add(path)
+    return True
+
+
+def _at_once(values: Sequence[Any]) -> Envelope | None:
+    """An envelope of right values by way of whole-record checks; None: look at each field for what is wrong."""
+    if tuple(map(type, values)) not in _SHAPES or len(values[LABEL_AT]) > LABEL.high:
+        return None
+    try:
+        _RANGES.pack(*_integers(values))
+    except struct.error:
+        return None
+    for at, low, high in _BOUNDS:
+        if not low <= values[at] <= high:
+            return None
+    fields = list(values)
+    source = fields[SOURCE_AT] = tuple(fields[SOURCE_AT])
+    destination = fields[DESTINATION_AT] = tuple(fields[DESTINATION_AT])
+    try:
+        return Envelope._make(fields) if _is_path(source) and _is_path(destination) else None
+    except TypeError:  # an array within a path cannot be looked up
+        return None
+
+
 def validate(values: Sequence[Any]) -> Envelope:
     """Check an array that claims to be an envelope.  RecordError names the field that is not right."""
+    checked = _at_once(values)
+    if checked is not None:
+        return checked
     if len(values) != len(FIELDS):
         raise RecordError("envelope", "length", len(values), f"{len(FIELDS)} fields")
     check_fields("envelope", FIELDS, values)
@@ -120,14 +194,25 @@ def validate(values: Sequence[Any]) -> Envelope:
     return envelope._replace(src_path=tuple(envelope.src_path), dst=tuple(envelope.dst))
 
 
+_HEADER: Final = codec.array_header(len(FIELDS))
+
+
 def pack(envelope: Envelope, length: int) -> tuple[bytes, bytes]:
     """The encoded bytes before and after the offset field, for a payload of `length` bytes."""
-    head = codec.array_header(len(FIELDS)) + codec.pack_items(envelope[:OFFSET_AT])
-    return head, codec.pack_items((length, envelope.ret))
+    head = _HEADER + codec.pack(envelope[:OFFSET_AT])[1:]  # without the one byte that makes them an array
+    return head, codec.pack((length, envelope.ret))[1:]
 
 
 def result_of(request: Envelope, ret: int) -> Envelope:
-    """The RESULT envelope that answers `request`: same cookie and origin, ends swapped, no payload."""
+    """The RESULT envelope that answers `request`, said where its destination is: same cookie and origin, no payload.
+
+    Paths climb from the speaker and descend to the one spoken to, so each end's is the other's read backwards.
+    """
     return request._replace(
-        kind=EnvelopeKind.RESULT, src_path=request.dst, dst=request.src_path, offset=0, length=0, ret=ret
+        kind=EnvelopeKind.RESULT,
+        src_path=request.dst[::-1],
+        dst=request.src_path[::-1],
+        offset=0,
+        length=0,
+        ret=ret,
     )

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from random import Random
 
+from broker.binding import Binding
 from broker.fields import Record
 from broker.frames import Buffer, Lane
+from broker.impair import Impairment
 from broker.link import OnRecord
 from broker.member import Identity, Member
+from broker.operations import RELEASE_NS
 from broker.router import RouterCore
 from broker.session import SendResult
 
@@ -21,8 +25,9 @@ from broker.session import SendResult
 class FabricLink:
     """A member's end; a :class:`broker.link.Link` like any other."""
 
-    def __init__(self, member: Member, routing_id: bytes, fabric: MemoryFabric) -> None:
+    def __init__(self, member: Member, routing_id: bytes, fabric: MemoryFabric, host: str = "") -> None:
         self.member = member
+        self.host = host
         self.routing_id = routing_id
         self.on_readable: Callable[[], None] = lambda: None
         self._fabric = fabric
@@ -80,26 +85,64 @@ class FabricLink:
 class MemoryFabric:
     """Router core and links of a lab in one process.
 
-    `mint` makes attach tokens, 16 bytes each; a deterministic run passes one that draws from its seed.
+    `mint` makes attach tokens, 16 bytes each; a deterministic run passes one that draws from its seed, and
+    `chance`, which impaired links draw from.  `binding` and `release_ns` are the core's.  Without `silence`
+    nobody is shown as unresponsive: members whose owner says no heartbeats would be.
+
+    What is under way on an impaired link arrives in time: after every :meth:`run` the owner asks for
+    :meth:`next_deadline` and runs again then.
     """
 
-    def __init__(self, *, token: bytes, mint: Callable[[], bytes], epoch: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        token: bytes,
+        mint: Callable[[], bytes],
+        epoch: int = 1,
+        binding: Binding | None = None,
+        chance: Random | None = None,
+        silence: bool = True,
+        release_ns: int = RELEASE_NS,
+    ) -> None:
         self.now_ns = 0
         self.log: list[tuple[object, ...]] = []
         self.on_readable: Callable[[], None] = lambda: None
         self._token = token
         self._mint = mint
+        self._binding = binding
+        self._chance = chance
+        self._silence = silence
+        self._release_ns = release_ns
+        self._impairments: dict[tuple[str, str], Impairment] = {}
         self._links: dict[bytes, FabricLink] = {}
         self._inbox: deque[tuple[bytes, Sequence[bytes]]] = deque()
         self.core = self._new_core(epoch)
 
     def _new_core(self, epoch: int) -> RouterCore:
-        return RouterCore(token=self._token, epoch=epoch, sink=self, mint=self._mint)
+        core = RouterCore(
+            token=self._token,
+            epoch=epoch,
+            sink=self,
+            mint=self._mint,
+            binding=self._binding,
+            chance=self._chance,
+            release_ns=self._release_ns,
+        )
+        core.switch.now_ns = self.now_ns
+        for (a, b), impairment in self._impairments.items():
+            core.impair(a, b, impairment)
+        return core
 
-    def connect(self, kind: str, name: str, pid: int = 0) -> FabricLink:
-        """A new link; it says hello at its first flush."""
+    def impair(self, a: str, b: str, impairment: Impairment) -> None:
+        """Impair the link between two hypervisors or two hosts from now on, restarts of the broker included."""
+        self._impairments[a, b] = impairment
+        self.core.impair(a, b, impairment)
+        self.on_readable()
+
+    def connect(self, kind: str, name: str, pid: int = 0, host: str = "") -> FabricLink:
+        """A new link, from `host`; it says hello at its first flush."""
         routing_id = len(self._links).to_bytes(5, "big")
-        link = FabricLink(Member(Identity(kind, name, self._token, pid)), routing_id, self)
+        link = FabricLink(Member(Identity(kind, name, self._token, pid)), routing_id, self, host)
         self._links[routing_id] = link
         return link
 
@@ -113,9 +156,16 @@ class MemoryFabric:
         self.now_ns = now_ns
         while self._inbox:
             routing_id, parts = self._inbox.popleft()
-            self.core.on_frame(routing_id, parts, now_ns)
-        self.core.on_tick(now_ns)
+            self.core.on_frame(routing_id, parts, now_ns, self._links[routing_id].host)
+        if self._silence:
+            self.core.on_tick(now_ns)
+        else:
+            self.core.on_time(now_ns)
         self.core.flush()
+
+    def next_deadline(self) -> int | None:
+        """When the next run is due though nothing is submitted, in ns; None: not by itself."""
+        return self.core.next_deadline()
 
     def settle(self, now_ns: int) -> None:
         """Run router and links in turn until nothing moves any more."""

@@ -17,7 +17,7 @@ Record = Sequence[Any]
 
 
 class FieldType(NamedTuple):
-    """What a field accepts.  `items` says what an array holds: RECORD (a named record), PATH, or nothing special."""
+    """What a field accepts.  `items` says what an array holds: "record" (a named record), "path" or "numbers"."""
 
     expected: str
     base: type
@@ -44,7 +44,9 @@ class FieldType(NamedTuple):
         if not self.low <= len(value) <= self.high:
             return False
         if self.items == "path":
-            return all(NAME.accepts(item) or U32.accepts(item) for item in value)
+            return all(STEP.accepts(item) or U32.accepts(item) for item in value)
+        if self.items == "numbers":
+            return all(isinstance(item, (int, float)) and 0 <= item < 1 << 63 for item in value)
         return isinstance(value[0], str) and codec.shallow(value)
 
 
@@ -62,10 +64,16 @@ NAME: Final = FieldType(
     "a name: 1 to 128 of letters, digits, '.', '_', '-', the first a letter or digit",
     str, 1, 128, r"[A-Za-z0-9][A-Za-z0-9._-]*",
 )  # fmt: skip
+STEP: Final = FieldType(
+    "a step of a path: a name, a name and its incarnation ('app#2'), '*', or nothing",
+    str, 0, 140, r"|\*|[A-Za-z0-9][A-Za-z0-9._-]*(#[1-9][0-9]{0,9})?",
+)  # fmt: skip
 KIND: Final = FieldType("one of hypervisor, guest, agent", str, 1, 16, r"hypervisor|guest|agent")
 SECRET: Final = FieldType("1 to 64 bytes", bytes, 1, 64)
 RECORD: Final = FieldType("an array that starts with a name and is shallow", list, 1, codec.MAX_ARRAY, None, "record")
 PATH: Final = FieldType(f"a path of at most {MAX_HOPS} names or domain ids", list, 0, MAX_HOPS, None, "path")
+PEER_STATE: Final = FieldType("one of up, down, dead", str, 2, 4, r"up|down|dead")
+IMPAIRMENT: Final = FieldType("7 numbers, none negative", list, 7, 7, None, "numbers")
 
 
 class Field(NamedTuple):

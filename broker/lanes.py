@@ -132,6 +132,10 @@ class LaneState:
         self.expected, self.consumed_ordinary = expected & SEQ_MASK, ordinary
         self.outstanding, self.owed = outstanding, owed
 
+    def reopened(self) -> None:
+        """A result that was received answered nothing: the request whose room it took still waits for its own."""
+        self.outstanding += 1
+
     def reported(self) -> int:
         """A frame is about to tell the peer what was consumed: the value for its `ack` field."""
         self.acknowledged_to = self.expected

@@ -43,7 +43,7 @@ class MemberStimulus(IntEnum):
 
     HELLO = 1  # a hello left
     WELCOME = 2  # the answer to our last hello
-    TURNED_AWAY = 3  # the answer to our last hello is a refusal that another hello would meet again
+    TURNED_AWAY = 3  # by the answer to our last hello, or by the transport: another hello would meet the same
     ENDED = 4  # the session is over, for whichever side's reason
 
 
@@ -57,9 +57,11 @@ class MemberTransition(NamedTuple):
 
 TRANSITIONS: Final = (
     MemberTransition(MemberState.OUTSIDE, MemberStimulus.HELLO, MemberState.JOINING),
+    MemberTransition(MemberState.OUTSIDE, MemberStimulus.TURNED_AWAY, MemberState.REFUSED),
     MemberTransition(MemberState.JOINING, MemberStimulus.HELLO, MemberState.JOINING),
     MemberTransition(MemberState.JOINING, MemberStimulus.WELCOME, MemberState.JOINED),
     MemberTransition(MemberState.JOINING, MemberStimulus.TURNED_AWAY, MemberState.REFUSED),
+    MemberTransition(MemberState.JOINED, MemberStimulus.TURNED_AWAY, MemberState.REFUSED),
     MemberTransition(MemberState.JOINED, MemberStimulus.ENDED, MemberState.OUTSIDE),
 )
 _NEXT: Final = {(row.state, row.stimulus): row.result for row in TRANSITIONS}
@@ -246,13 +248,17 @@ class Member:
         """A refusal outside a session: of our last hello, or the end of what the broker thinks we have."""
         final = ours and code not in (Refusal.HELLO_FIRST, Refusal.STALE_EPOCH)
         if final:
-            self.refusal = (code, message)
-            self._move(MemberStimulus.TURNED_AWAY)
-            self._inbox.append(partial(self.on_refused, code, message))
+            self.turn_away(code, message)
         elif self.state is MemberState.JOINED:
             self._end(f"{code}: {message}")
         else:
             self.counters["stale"] += 1
+
+    def turn_away(self, code: str, message: str) -> None:
+        """Give up joining for good: the broker said so, or the transport did."""
+        if self._move(MemberStimulus.TURNED_AWAY):
+            self.refusal = (code, message)
+            self._inbox.append(partial(self.on_refused, code, message))
 
     def _end(self, reason: str) -> None:
         """The session is over; the next flush says hello."""

@@ -17,12 +17,12 @@ EXIT_ENDPOINT: Final = 4
 def main(config: BrokerConfig) -> int:
     """Serve a lab until an agent tells the broker to shut down, or SIGTERM.  The process's exit code."""
     try:
-        server = Server(config.endpoint, token=config.token, epoch=config.epoch)
+        server = Server.of(config)
     except EndpointError as error:
         print(f"broker: {error}", file=sys.stderr, flush=True)
         return EXIT_ENDPOINT
     signal.signal(signal.SIGTERM, lambda _signum, _frame: server.stop())
-    print(f"broker: lab {config.lab} epoch {config.epoch} at {config.endpoint}", file=sys.stderr, flush=True)
+    print(f"broker: lab {config.lab} epoch {config.epoch} at {' '.join(server.endpoints)}", file=sys.stderr, flush=True)
     try:
         server.serve()
     finally:

@@ -20,8 +20,10 @@ from broker.fields import (
     ANY,
     CODE,
     I32,
+    IMPAIRMENT,
     KIND,
     NAME,
+    PEER_STATE,
     RECORD,
     SECRET,
     TEXT,
@@ -80,6 +82,7 @@ VOCABULARY: Final = (
     Row("attach", _UP, (Field("hypervisor", NAME),), senders=("guest", "hypervisor")),
     Row("gone", _UP, (Field("name", NAME), Field("code", I32), Field("reason", TEXT)), senders=("agent",)),
     Row("shutdown", _UP, senders=("agent",)),
+    Row("impair", _UP, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT)), senders=("agent",)),
     Row("welcome", _DOWN, (Field("epoch", U64), Field("name", NAME)), rejoin=Rejoin.DROP),
     Row("refused", _DOWN, (Field("code", CODE), Field("message", TEXT)), rejoin=Rejoin.DROP),
     Row("told", _DOWN, (Field("from", NAME), Field("record", RECORD)), payload=True),
@@ -89,6 +92,8 @@ VOCABULARY: Final = (
         Field("detail", TEXT)), rejoin=Rejoin.DROP),
     Row("event", _DOWN, (Field("from", NAME), Field("code", CODE)), ANY, _BOTH),
     Row("shutdown", _DOWN),
+    Row("peer", _DOWN, (Field("name", NAME), Field("state", PEER_STATE), Field("epoch", U64)), rejoin=Rejoin.DROP),
+    Row("impaired", _DOWN, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT))),
 )  # fmt: skip
 _ROWS: Final = {(row.direction, row.name): row for row in VOCABULARY}
 _EXTENT: Final = (Field("offset", U32), Field("length", U32))

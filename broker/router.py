@@ -9,24 +9,28 @@ core: a frame or record that is not right is refused with a code, counted, logge
 from __future__ import annotations
 
 import hmac
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker import codec, frames, lifecycle
-from broker.envelope import Envelope, Use, result_of
+from broker.binding import Binding
+from broker.envelope import Envelope
 from broker.fields import Record, RecordError
 from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Reason
-from broker.lifecycle import SHOWN, Node, Stimulus
+from broker.handlers import HANDLERS
+from broker.impair import Impairment
+from broker.lifecycle import SHOWN, Node, State, Stimulus
+from broker.operations import RELEASE_NS
 from broker.records import Direction, Incoming, Outgoing, PayloadReader, decode, encode
 from broker.refusals import ENDS, Ends, Refusal, Violation
 from broker.session import SendResult, Session
-from hmx.errno import Errno
+from broker.switch import BROKER, Switch
 
-BROKER: Final = "broker"
-"""The name by which nodes tell the broker itself something."""
+if TYPE_CHECKING:
+    from random import Random
+
 MAX_NODES: Final = 1024
 SILENCE_NS: Final = 2_000_000_000
 """A node not heard for so long is shown as unresponsive."""
@@ -54,27 +58,40 @@ class RouterCore:
     """The router of one lab in one epoch.
 
     `token`: the lab's secret, which every hello must show.  `mint`: makes a 16-byte attach token,
-    unguessable.
+    unguessable.  `binding` says what each host may say, `chance` draws what impaired links need, and
+    `release_ns` is how long the room of a request that nobody will answer stays reserved.
     """
 
-    def __init__(self, *, token: bytes, epoch: int, sink: Sink, mint: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        *,
+        token: bytes,
+        epoch: int,
+        sink: Sink,
+        mint: Callable[[], bytes],
+        binding: Binding | None = None,
+        chance: Random | None = None,
+        release_ns: int = RELEASE_NS,
+    ) -> None:
         self.epoch = epoch
         self.nodes: dict[str, Node] = {}
         self.counters: Counter[str] = Counter()
         self.stopping = False
         self._token = token
         self._sink = sink
-        self._mint = mint
+        self.mint = mint
         self._peers: dict[bytes, Node] = {}
         self._dirty: dict[str, Node] = {}
-        self._unheard: deque[Record] = deque(maxlen=MAX_UNHEARD)
+        self.unheard: deque[Record] = deque(maxlen=MAX_UNHEARD)
         self._ticked_ns: int | None = None
+        self.switch = Switch(self, binding, chance, release_ns)
 
     # ---- what the owner calls ----------------------------------------------------------------------------
 
-    def on_frame(self, routing_id: bytes, parts: Sequence[bytes | memoryview], now_ns: int) -> None:
-        """A message arrived over the connection `routing_id`."""
+    def on_frame(self, routing_id: bytes, parts: Sequence[bytes | memoryview], now_ns: int, host: str = "") -> None:
+        """A message arrived over the connection `routing_id`, which is from `host`; "": the transport does not know."""
         self.counters["frames_in"] += 1
+        self.switch.now_ns = now_ns
         node = self._peers.get(routing_id)
         try:
             frame = frames.parse_frame(parts)
@@ -85,7 +102,7 @@ class RouterCore:
                 self._cut(node, f"malformed frame: {error}")
             return
         if frame.kind is FrameKind.HANDSHAKE:
-            self._on_hello(routing_id, frame, now_ns)
+            self._on_hello(routing_id, frame, now_ns, host)
         elif node is None:
             self._refuse(routing_id, Refusal.HELLO_FIRST, f"a {frame.kind.name} frame on lane {frame.lane.name}")
         else:
@@ -95,6 +112,7 @@ class RouterCore:
         """Time passed: look for silent nodes.  Call several times a second."""
         asleep = 0 if self._ticked_ns is None else now_ns - self._ticked_ns
         self._ticked_ns = now_ns
+        self.on_time(now_ns)
         for node in [node for node in self.nodes.values() if node.live]:
             if asleep > PROBE_NS:  # we were stopped, not they
                 node.heard_ns += asleep
@@ -105,7 +123,15 @@ class RouterCore:
             if not self._reachable(node):
                 self._cut(node, "its connection is gone")
             else:
-                self._move(node, Stimulus.SILENT, f"not heard for {silent / 1e9:.1f} s")
+                self.move(node, Stimulus.SILENT, f"not heard for {silent / 1e9:.1f} s")
+
+    def on_time(self, now_ns: int) -> None:
+        """Time passed for what is under way on impaired links.  Due at :meth:`next_deadline`."""
+        self.switch.on_time(now_ns)
+
+    def next_deadline(self) -> int | None:
+        """When :meth:`on_time` is due; None: not before something else happens."""
+        return self.switch.next_deadline()
 
     def flush(self) -> None:
         """Send what is ready.  What a peer's transport does not take now stays queued for the next flush."""
@@ -113,7 +139,7 @@ class RouterCore:
         while self._dirty:  # losing a peer is news for others
             ready, self._dirty = self._dirty, {}
             for name, node in ready.items():
-                result = self._flush_node(node) if node.live else SendResult.SENT
+                result = self.flush_node(node) if node.live else SendResult.SENT
                 if result is SendResult.AGAIN:
                     self.counters["again"] += 1
                     blocked[name] = node
@@ -126,7 +152,15 @@ class RouterCore:
         if not self.stopping:
             self.stopping = True
             for node in self.nodes.values():
-                self._say(node, ["shutdown"])
+                self.say(node, ["shutdown"])
+
+    def refused_connection(self, address: str) -> None:
+        """The transport turned away a peer at `address` before it could say anything."""
+        self.count_refusal(None, Refusal.HANDSHAKE_FAILED, f"{address}: its key is not on the list of this lab's hosts")
+
+    def joined_over(self, routing_id: bytes) -> bool:
+        """Whether a node joined over that connection and has not left."""
+        return routing_id in self._peers
 
     @property
     def settled(self) -> bool:
@@ -135,12 +169,18 @@ class RouterCore:
 
     # ---- frames ------------------------------------------------------------------------------------------
 
-    def _flush_node(self, node: Node) -> SendResult:
-        result = node.session.flush(partial(self._send, node.routing_id))
+    def flush_node(self, node: Node) -> SendResult:
+        """Send what is ready for one node."""
+        send = partial(self._send, node.routing_id)
+        while True:
+            stalled = self.switch.pump(node)
+            result = node.session.flush(send)
+            if not stalled or result is not SendResult.SENT:
+                break
         if result is SendResult.SENT and node.missed and not node.session.queued(Lane.CONTROL):
             missed, node.missed = node.missed, 0
-            self._snapshot(node)
-            self._say(node, ["event", BROKER, "missed", missed])
+            self.snapshot(node)
+            self.say(node, ["event", BROKER, "missed", missed])
         return result
 
     def _send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
@@ -154,36 +194,37 @@ class RouterCore:
         )
 
     def _refuse(self, routing_id: bytes, code: Refusal, detail: str, attempt: int = 0) -> None:
-        self._count_refusal(self._peers.get(routing_id), code, detail)
+        self.count_refusal(self._peers.get(routing_id), code, detail)
         if self._handshake(routing_id, attempt, ["refused", code.value, detail]) is not SendResult.SENT:
             self.counters["refusals_unsent"] += 1
 
-    def _report(self, node: Node, code: Refusal, detail: str) -> None:
-        """Refuse a record; the session goes on."""
-        self._count_refusal(node, code, detail)
-        self._say(node, ["refused", code.value, detail])
+    def report(self, node: Node, code: Refusal, detail: str) -> None:
+        """Refuse a record of `node`; the session goes on."""
+        self.count_refusal(node, code, detail)
+        self.say(node, ["refused", code.value, detail])
 
-    def _count_refusal(self, node: Node | None, code: Refusal, detail: str) -> None:
+    def count_refusal(self, node: Node | None, code: Refusal, detail: str) -> None:
+        """Count a refusal; the log and subscribers hear of it."""
         who = "a stranger" if node is None else node.name
         self.counters[f"refused.{code.value}"] += 1
         self._sink.event("refused", code.value, who, detail)
-        self._to_subscribers(Lane.EVENT, ["event", BROKER, "refused", code.value, who, detail])
+        self.to_subscribers(Lane.EVENT, ["event", BROKER, "refused", code.value, who, detail])
 
     def _on_session_frame(self, node: Node, frame: Frame, now_ns: int) -> None:
         try:
             good, bad = node.session.accept(frame)
         except Violation as violation:
             if ENDS[violation.code] is Ends.RECORD:
-                self._report(node, violation.code, violation.detail)
+                self.report(node, violation.code, violation.detail)
             else:
                 self._refuse(node.routing_id, violation.code, violation.detail)
                 self._cut(node, str(violation))
             return
         node.heard_ns = now_ns
-        self._move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
+        self.move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
         self._dirty[node.name] = node
         for error in bad:
-            self._report(node, Refusal.MALFORMED_RECORD, str(error))
+            self.report(node, Refusal.MALFORMED_RECORD, str(error))
         for item in good:
             if not node.live:
                 return
@@ -192,22 +233,22 @@ class RouterCore:
     def _dispatch(self, node: Node, lane: Lane, item: Incoming) -> None:
         self.counters["records_in"] += 1
         if isinstance(item.record, Envelope):
-            self._on_envelope(node, item.record)
+            self.switch.on_envelope(node, item.record, item.payload)
             return
         row = item.row
         if row is None or (row.senders and node.kind not in row.senders):
-            self._report(node, Refusal.NOT_ALLOWED, f"{item.record[0]!r} from a {node.kind}")
+            self.report(node, Refusal.NOT_ALLOWED, f"{item.record[0]!r} from a {node.kind}")
             return
         try:
             HANDLERS[row.name](self, node, lane, item)
         except RecordError as error:  # it grew beyond a frame when the broker added the sender's name
-            self._report(node, Refusal.MALFORMED_RECORD, str(error))
+            self.report(node, Refusal.MALFORMED_RECORD, str(error))
 
     # ---- names -------------------------------------------------------------------------------------------
 
-    def _on_hello(self, routing_id: bytes, frame: Frame, now_ns: int) -> None:
+    def _on_hello(self, routing_id: bytes, frame: Frame, now_ns: int, host: str) -> None:
         record, attempt = frame.records[0], frame.seq
-        refusal = self._judge_hello(routing_id, record)
+        refusal = self._judge_hello(routing_id, record, host)
         if refusal is not None:
             self._refuse(routing_id, *refusal, attempt)
             return
@@ -216,6 +257,7 @@ class RouterCore:
         if node is None:
             node = self._new_node(name)
         if node.live:
+            self.switch.on_left(node, for_good=False)
             node.session = node.session.successor(self.epoch)
             self._peers.pop(node.routing_id, None)
         else:
@@ -226,11 +268,13 @@ class RouterCore:
         self._dirty[name] = node
         self.counters["hellos"] += 1
         again = f", was in epoch {epoch_seen}" if epoch_seen else ""
-        self._move(node, Stimulus.HELLO, f"pid {pid}{again}", announce=True)
+        self.move(node, Stimulus.HELLO, f"pid {pid}{again}", announce=True)
         if self._handshake(routing_id, attempt, ["welcome", self.epoch, name]) is SendResult.UNREACHABLE:
             self._cut(node, "its connection is gone")
+        else:
+            self.switch.on_joined(node)
 
-    def _judge_hello(self, routing_id: bytes, record: list[Any]) -> tuple[Refusal, str] | None:
+    def _judge_hello(self, routing_id: bytes, record: list[Any], host: str) -> tuple[Refusal, str] | None:
         """Why this hello is refused; None: it is welcome.  A holder whose connection is gone yields."""
         if record[0] != "hello":
             return Refusal.HELLO_FIRST, f"a handshake with {codec.show(record[0])}"
@@ -246,6 +290,9 @@ class RouterCore:
             return Refusal.WRONG_TOKEN, f"{kind} {name!r} (pid {pid}) does not show this lab's token"
         if name == BROKER:
             return Refusal.NAME_RESERVED, f"no node may be called {BROKER!r}"
+        stranger = self.switch.judge.hello(name, host)
+        if stranger is not None:
+            return stranger
         if epoch_seen > self.epoch:
             return Refusal.STALE_EPOCH, f"this broker is of epoch {self.epoch}, the node saw {epoch_seen}"
         joined = self._peers.get(routing_id)
@@ -273,24 +320,32 @@ class RouterCore:
     def _reachable(self, node: Node) -> bool:
         return node.session.probe(partial(self._send, node.routing_id)) is not SendResult.UNREACHABLE
 
-    def _move(self, node: Node, stimulus: Stimulus, detail: str, announce: bool = False) -> None:
+    def move(self, node: Node, stimulus: Stimulus, detail: str, announce: bool = False) -> None:
         """Apply a stimulus; subscribers hear of it when it changes what is shown, or when `announce` asks."""
-        before = node.state
+        before, was_live = node.state, node.live
         node.state = lifecycle.NEXT.get((before, stimulus), before)
         if not node.live:
             self._peers.pop(node.routing_id, None)
         if node.state is not before or announce:
             node.detail = detail[:MAX_DETAIL]
             self._sink.event("node", node.name, node.kind, SHOWN[node.state], node.detail)
-            self._to_subscribers(Lane.CONTROL, node.record)
+            self.to_subscribers(Lane.CONTROL, node.record)
+        if was_live and not node.live:
+            self.switch.on_left(node)
+        elif before is State.LOST and node.state is State.EXITED:
+            self.switch.on_died(node)
 
     def _cut(self, node: Node, why: str) -> None:
         self.counters["lost"] += 1
-        self._move(node, Stimulus.CUT, why)
+        self.move(node, Stimulus.CUT, why)
 
     # ---- saying things -----------------------------------------------------------------------------------
 
-    def _say(self, node: Node, record: Record) -> None:
+    def touch(self, node: Node) -> None:
+        """There is something to send to `node`."""
+        self._dirty[node.name] = node
+
+    def say(self, node: Node, record: Record) -> None:
         """Queue a control record of the broker's own.  A peer that does not read loses it, counted."""
         self._queue(node, Lane.CONTROL, encode(Direction.TO_NODE, Lane.CONTROL, record))
 
@@ -303,7 +358,7 @@ class RouterCore:
         self.counters[f"unqueued.{lane.name.lower()}"] += 1
         return False
 
-    def _to_subscribers(self, lane: Lane, record: Record) -> bool:
+    def to_subscribers(self, lane: Lane, record: Record) -> bool:
         """Queue a record for every subscriber.  False: there is none."""
         outgoing = encode(Direction.TO_NODE, lane, record)
         subscribers = [node for node in self.nodes.values() if node.subscribed and node.live]
@@ -312,105 +367,20 @@ class RouterCore:
                 node.missed += lane is Lane.CONTROL
         return bool(subscribers)
 
-    def _snapshot(self, node: Node) -> None:
+    def snapshot(self, node: Node) -> None:
+        """Tell a subscriber of every node."""
         for other in self.nodes.values():
-            self._say(node, other.record)
+            self.say(node, other.record)
 
-    def _tell(self, target: Node, sender: str, record: Record, payload: Buffer = b"") -> bool:
+    def tell(self, target: Node, sender: str, record: Record, payload: Buffer = b"") -> bool:
+        """Pass on what `sender` tells.  False: the target's queue is full."""
         outgoing = encode(Direction.TO_NODE, Lane.CONTROL, ["told", sender, record], payload)
         return self._queue(target, Lane.CONTROL, outgoing)
 
-    # ---- the vocabulary, one handler per row -------------------------------------------------------------
+    # ---- links --------------------------------------------------------------------------------------
 
-    def _on_late_hello(self, node: Node, lane: Lane, _item: Incoming) -> None:
-        self._report(node, Refusal.NOT_ALLOWED, f"hello as a numbered record on lane {lane.name}")
-
-    def _on_ready(self, node: Node, _lane: Lane, _item: Incoming) -> None:
-        self._move(node, Stimulus.READY, f"pid {node.pid}")
-
-    def _on_exit(self, node: Node, _lane: Lane, item: Incoming) -> None:
-        _, code, reason = item.record
-        self._move(node, Stimulus.EXIT, f"exit {code}: {reason}")
-        self._flush_node(node)  # acknowledges, for the node waits for that before it goes
-
-    def _on_heartbeat(self, _node: Node, _lane: Lane, _item: Incoming) -> None:
-        self.counters["heartbeats"] += 1
-
-    def _on_subscribe(self, node: Node, _lane: Lane, _item: Incoming) -> None:
-        node.subscribed = True
-        self._snapshot(node)
-        while self._unheard:
-            self._say(node, self._unheard.popleft())
-
-    def _on_tell(self, node: Node, _lane: Lane, item: Incoming) -> None:
-        _, name, record = item.record
-        if name == BROKER:
-            self._told_broker(node, record)
-            return
-        target = self.nodes.get(name)
-        if target is None or not target.live:
-            self.counters["nobody"] += 1
-            self._say(node, ["nobody", name, record])
-        elif self._tell(target, node.name, record, item.payload):
-            self.counters["told"] += 1
-        else:
-            self.counters["busy"] += 1
-            self._say(node, ["busy", name, record])
-
-    def _told_broker(self, node: Node, record: Record) -> None:
-        if record[0] == "counters?":
-            self._tell(node, BROKER, ["counters", json.dumps(self.counters, sort_keys=True)])
-        elif record[0] == "shutdown" and node.kind == "agent":
-            self.shutdown()
-        else:
-            self._report(node, Refusal.NO_ROUTE, f"the broker does not answer {codec.show(record[0])}")
-
-    def _on_event(self, node: Node, lane: Lane, item: Incoming) -> None:
-        self.counters["events"] += 1
-        record = ["event", node.name, *item.record[1:]]
-        if not self._to_subscribers(lane, record) and lane is Lane.CONTROL:
-            self.counters["unheard"] += 1
-            self._unheard.append(record)
-
-    def _on_attach(self, node: Node, _lane: Lane, item: Incoming) -> None:
-        _, name = item.record
-        target = self.nodes.get(name)
-        if target is None or not target.live or target.kind != "hypervisor":
-            self._say(node, ["nobody", name, item.record])
-        elif not self._tell(target, BROKER, ["grant", node.name, self._mint()]):
-            self._say(node, ["busy", name, item.record])
-
-    def _on_gone(self, _node: Node, _lane: Lane, item: Incoming) -> None:
-        _, name, code, reason = item.record
-        target = self.nodes.get(name)
-        if target is not None:
-            self._move(target, Stimulus.GONE, f"exit {code}: {reason}", announce=True)
-
-    def _on_shutdown(self, _node: Node, _lane: Lane, _item: Incoming) -> None:
-        self.shutdown()
-
-    def _on_envelope(self, node: Node, request: Envelope) -> None:
-        """No level lies beyond this broker yet: a request is answered so that its reservation returns."""
-        detail = f"envelope to {codec.show(request.dst)}"
-        if request.use is not Use.REQUEST:
-            self._report(node, Refusal.NO_ROUTE, detail)
-        else:
-            self._count_refusal(node, Refusal.NO_ROUTE, detail)
-            answer = encode(Direction.TO_NODE, Lane.REQUEST, result_of(request, -Errno.ENOSYS))
-            self._queue(node, Lane.REQUEST, answer)
-
-
-Handler = Callable[[RouterCore, Node, Lane, Incoming], None]
-
-HANDLERS: Final[dict[str, Handler]] = {
-    "hello": RouterCore._on_late_hello,
-    "ready": RouterCore._on_ready,
-    "exit": RouterCore._on_exit,
-    "heartbeat": RouterCore._on_heartbeat,
-    "subscribe": RouterCore._on_subscribe,
-    "tell": RouterCore._on_tell,
-    "event": RouterCore._on_event,
-    "attach": RouterCore._on_attach,
-    "gone": RouterCore._on_gone,
-    "shutdown": RouterCore._on_shutdown,
-}
+    def impair(self, a: str, b: str, impairment: Impairment) -> None:
+        """Impair the link between two hypervisors or two hosts from now on."""
+        self.switch.impair(a, b, impairment)
+        self._sink.event("impair", a, b, *impairment)
+        self.to_subscribers(Lane.EVENT, ["event", BROKER, "impair", a, b, *impairment])

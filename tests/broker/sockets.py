@@ -35,24 +35,29 @@ class Net:
         self.path = directory / "broker"
         self.endpoint = f"ipc://{self.path}"
         self._stack = contextlib.ExitStack()
+        self._threads: dict[int, threading.Thread] = {}
 
     def close(self) -> None:
         self._stack.close()
 
     def server(self, epoch: int = 1) -> Server:
         """A server that serves in a thread."""
-        server = Server(self.endpoint, token=TOKEN, epoch=epoch)
-        thread = threading.Thread(target=server.serve)
+        return self.serve(Server(self.endpoint, token=TOKEN, epoch=epoch))
+
+    def serve(self, server: Server) -> Server:
+        """Let a server serve in a thread."""
+        thread = self._threads[id(server)] = threading.Thread(target=server.serve)
         thread.start()
-
-        def stop() -> None:
-            server.stop()
-            thread.join(WAIT_S)
-            assert not thread.is_alive()
-            server.close()
-
-        self._stack.callback(stop)
+        self._stack.callback(self.stop, server)
         return server
+
+    def stop(self, server: Server) -> None:
+        """Stop a server that serves in a thread."""
+        server.stop()
+        thread = self._threads[id(server)]
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        server.close()
 
     def broker_process(self, epoch: int = 1) -> subprocess.Popen[bytes]:
         """A broker as a process of its own."""
@@ -73,7 +78,8 @@ class Net:
 
     def link(self, name: str = "app", kind: str = "guest", **arguments: Any) -> ZmqLink:
         """A link that has not joined."""
-        link = ZmqLink(self.endpoint, kind=kind, name=name, **{"token": TOKEN, **arguments})
+        endpoint = arguments.pop("endpoint", self.endpoint)
+        link = ZmqLink(endpoint, kind=kind, name=name, **{"token": TOKEN, **arguments})
         self._stack.callback(link.close)
         return link
 
@@ -83,13 +89,14 @@ class Net:
         link.wait_joined(WAIT_S)
         return link
 
-    def dealer(self) -> zmq.Socket[bytes]:
+    def dealer(self, connect: bool = True) -> zmq.Socket[bytes]:
         """A raw DEALER: a node that does as it likes."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         dealer = context.socket(zmq.DEALER)
         dealer.linger = 0
         dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-        dealer.connect(self.endpoint)
+        if connect:
+            dealer.connect(self.endpoint)
 
         def stop() -> None:
             dealer.close(0)
@@ -100,8 +107,8 @@ class Net:
 
 
 @contextlib.contextmanager
-def net_in(directory: Path) -> Iterator[Net]:
-    net = Net(directory)
+def net_in(directory: Path, net: Net | None = None) -> Iterator[Net]:
+    net = net or Net(directory)
     try:
         yield net
     finally:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker import frames
+from broker.envelope import VERSION, Envelope, EnvelopeKind, result_of, validate
 from broker.frames import Buffer, Frame, FrameKind, Lane
 from broker.records import Direction, encode
 from broker.router import RouterCore
@@ -51,6 +52,17 @@ def hello_record(kind: str = "guest", name: str = "app", **changes: Any) -> list
     ]  # fmt: skip
 
 
+def envelope_of(path: str = "hv0/app", to: str = "hv1/store", seq: int = 1, **changes: Any) -> Envelope:
+    """A SEND from one absolute path to another, but for `changes`: what the fabric gets of the L0 in the first step."""
+    names = path.split("/")
+    fields: dict[str, Any] = {
+        "ver": VERSION, "kind": EnvelopeKind.SEND, "cookie": 0, "origin_epoch": 1, "origin_seq": seq,
+        "src_path": tuple(names[::-1]), "dst": tuple(to.split("/")), "hops_left": 16, "label": "", "op": 3,
+        "port_src": 1000, "port_dst": 2000, "msg_type": 0, "offset": 0, "length": 0, "ret": 0,
+    }  # fmt: skip
+    return Envelope(**{**fields, **changes})
+
+
 def handshake(record: Sequence[Any], attempt: int = 1) -> list[bytes]:
     return frames.pack_frame(FrameKind.HANDSHAKE, Lane.CONTROL, 0, attempt, 0, [record])
 
@@ -64,6 +76,7 @@ class Peer:
         self.lab = lab
         self.routing_id = routing_id or b"\0" + next(self._ids).to_bytes(4, "big")
         self.session = Session(Direction.TO_NODE, lab.core.epoch)
+        self._kept: list[Frame] = []  # what came with a welcome
 
     def raw(self, parts: Sequence[bytes]) -> None:
         self.lab.core.on_frame(self.routing_id, parts, self.lab.now_ns)
@@ -73,6 +86,7 @@ class Peer:
         attempt = changes.pop("attempt", 1)
         self.raw(handshake(hello_record(kind, name, **changes), attempt))
         answers = self.frames()
+        self._kept = [frame for frame in answers if frame.kind is not FrameKind.HANDSHAKE]
         return [frame.records[0] for frame in answers if frame.kind is FrameKind.HANDSHAKE]
 
     def say(self, record: Sequence[Any], payload: Buffer = b"", lane: Lane = Lane.CONTROL) -> None:
@@ -92,11 +106,29 @@ class Peer:
     def frames(self) -> list[Frame]:
         """Flush the core; the frames it had for this peer."""
         self.lab.core.flush()
-        return self.lab.sink.take(self.routing_id)
+        kept, self._kept = self._kept, []
+        return kept + self.lab.sink.take(self.routing_id)
 
     def raw_records(self) -> list[list[Any]]:
         """The records that the core had for this peer, taken without its session: for peers that speak raw frames."""
         return [record for frame in self.frames() for record in frame.records]
+
+    def envelopes(self) -> list[tuple[Envelope, bytes]]:
+        """The envelopes that the core had for this peer, and their payloads; acknowledged."""
+        got = [(record, payload) for lane, record, payload in self.received() if lane is Lane.REQUEST]
+        return [(validate(record), payload) for record, payload in got]
+
+    def news(self) -> list[tuple[str, str]]:
+        """What the core had to tell of other hypervisors: name and state."""
+        return [(record[1], record[2]) for record in self.heard() if record[0] == "peer"]
+
+    def ask(self, request: Envelope, payload: bytes = b"") -> None:
+        """Send an envelope."""
+        self.say(request, payload, Lane.REQUEST)
+
+    def answer(self, request: Envelope, ret: int = 0, payload: bytes = b"") -> None:
+        """Send the result of a request that was received."""
+        self.say(result_of(request, ret), payload, Lane.REQUEST)
 
     def heard(self, acknowledge: bool = True) -> list[list[Any]]:
         """The records that the core had for this peer, acknowledged at once unless told otherwise."""
@@ -119,11 +151,13 @@ class Peer:
 class CoreLab:
     """A router core with a recording sink and a clock that the test moves."""
 
-    def __init__(self, epoch: int = EPOCH) -> None:
+    def __init__(self, epoch: int = EPOCH, **options: Any) -> None:
         self.sink = RecordingSink()
         self.now_ns = 10**9
         minted = itertools.count(1)
-        self.core = RouterCore(token=TOKEN, epoch=epoch, sink=self.sink, mint=lambda: next(minted).to_bytes(16, "big"))
+        self.core = RouterCore(
+            token=TOKEN, epoch=epoch, sink=self.sink, mint=lambda: next(minted).to_bytes(16, "big"), **options
+        )
         self.core.on_tick(self.now_ns)
 
     def peer(self) -> Peer:
@@ -143,6 +177,13 @@ class CoreLab:
         agent.say(["subscribe"])
         agent.heard()
         return agent
+
+    def hypervisors(self, *names: str) -> list[Peer]:
+        """Hypervisors below the fabric that have heard of each other."""
+        peers = [self.node("hypervisor", name) for name in names]
+        for peer in peers:
+            peer.heard()
+        return peers
 
     def wait(self, ms: int, step_ms: int = 100) -> None:
         """Let time pass in steps, as a broker's loop does."""

@@ -22,7 +22,9 @@ GOOD: dict[str, Any] = {
     "length": 13, "ret": -14,
 }  # fmt: skip
 U8, U32, U64 = 0xFF, 0xFFFFFFFF, (1 << 64) - 1
-PATH_BAD = ["", "-x", -1, 1 << 32, True, 1.5, b"hv0", None, ["hv0"]]
+PATH_BAD = [
+    "-x", "#2", "app#", "app#0", "app#02", "app#x", "app#2#3", "**", " ", "app\n",
+    -1, 1 << 32, True, 1.5, b"hv0", None, ["hv0"]]  # fmt: skip
 RANGES = [
     # field, lowest, highest
     ("kind", 1, 7), ("cookie", 0, U64), ("origin_epoch", 0, U64), ("origin_seq", 0, U64), ("hops_left", 0, U8),
@@ -68,7 +70,7 @@ def test_integer_fields(name: str, low: int, high: int) -> None:
 @pytest.mark.parametrize("name", ["src_path", "dst"])
 def test_paths(name: str) -> None:
     """A path is at most 32 names or domain ids."""
-    for good in ([], ["hv0"], [0, U32], ["a"] * 32):
+    for good in ([], ["hv0"], [0, U32], ["a"] * 32, ["", "hv0"], ["app#2", "hv0"], ["app#4294967295"], ["*"]):
         assert getattr(envelope.validate(values(**{name: good})), name) == tuple(good)
     for bad in ([item] for item in PATH_BAD):
         with pytest.raises(RecordError, match=name):
@@ -76,6 +78,17 @@ def test_paths(name: str) -> None:
     for whole in ("hv0", None, ["a"] * 33):
         with pytest.raises(RecordError, match=name):
             envelope.validate(values(**{name: whole}))
+
+
+def test_a_path_that_was_seen_vouches_for_itself_only() -> None:
+    """Paths found right are remembered by value; True equals 1 and is no domain id."""
+    envelope.validate(values(src_path=["app", 1], dst=("hv1", "x")))
+    for bad in (["app", True], ["app", 1.0]):
+        with pytest.raises(RecordError, match="src_path"):
+            envelope.validate(values(src_path=bad))
+    for _ in range(5000):
+        envelope.validate(values(src_path=[f"a{_}"]))
+    assert envelope.validate(values(kind=EnvelopeKind.WAKE)).use is Use.ORDINARY
 
 
 def test_label_and_length() -> None:
@@ -96,12 +109,12 @@ def test_pack_leaves_the_offset_open() -> None:
 
 
 def test_result_of() -> None:
-    """An answer goes back where the request came from, with its cookie, origin and no payload."""
+    """An answer goes back where the request came from, with its cookie, origin and no payload; paths turn round."""
     request = envelope.validate(values())
     answer = envelope.result_of(request, -38)
     envelope.validate(answer)
     assert (answer.kind, answer.ret, answer.cookie) == (EnvelopeKind.RESULT, -38, request.cookie)
-    assert (answer.src_path, answer.dst) == (request.dst, request.src_path)
+    assert (answer.src_path, answer.dst) == (request.dst[::-1], request.src_path[::-1])
     assert (answer.origin_epoch, answer.origin_seq) == (request.origin_epoch, request.origin_seq)
     assert (answer.offset, answer.length) == (0, 0)
 

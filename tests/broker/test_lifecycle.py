@@ -48,6 +48,11 @@ the record is not in the vocabulary
 a node of this kind may not say that
 the broker knows no way to that destination
 the frame was received before
+the source is not below the node that sent it
+the label is not the one bound to that source
+the origin has already spoken in a later epoch
+the dead endpoint is not below the node that says so
+the node was not asked for that result
 nobody joined over this connection
 the frame belongs to another epoch
 records before this one are missing
@@ -56,6 +61,8 @@ more was sent than there was credit for
 a result came that no request waits for
 the two sides speak different major versions
 the token is not this lab's
+that node runs on another host
+the connection was not secured; said by the node's own side
 a live node has that name
 the broker keeps that name for itself
 the broker remembers as many nodes as it may
@@ -65,10 +72,13 @@ the broker remembers as many nodes as it may
 def test_refusals() -> None:
     """What a refusal ends decides whether a node goes on, joins again, or gives up."""
     ends = {
-        Ends.RECORD: "MALFORMED_RECORD NOT_ALLOWED NO_ROUTE REPLAYED",
+        Ends.RECORD: "MALFORMED_RECORD NOT_ALLOWED NO_ROUTE REPLAYED FORGED_SOURCE FORGED_LABEL FORGED_EPOCH "
+        "FORGED_DEATH FORGED_RESULT",
         Ends.SESSION: "MALFORMED_FRAME HELLO_FIRST STALE_EPOCH SEQ_GAP BAD_ACK OVERRUN UNASKED_RESULT",
-        Ends.JOINING: "WRONG_VERSION WRONG_TOKEN NAME_IN_USE NAME_RESERVED TOO_MANY_NODES",
+        Ends.JOINING: "WRONG_VERSION WRONG_TOKEN WRONG_HOST HANDSHAKE_FAILED NAME_IN_USE NAME_RESERVED TOO_MANY_NODES",
     }
     expected = {Refusal[name]: end for end, names in ends.items() for name in names.split()}
     assert expected == ENDS
+    forged = [code.value for code in Refusal if code.name.startswith("FORGED")]
+    assert forged == ["forged-source", "forged-label", "forged-epoch", "forged-death", "forged-result"]
     assert [MEANING[code] for code in Refusal] == WORDS.strip().splitlines()

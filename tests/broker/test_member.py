@@ -90,9 +90,11 @@ def test_transitions() -> None:
     state, stimulus = MemberState, MemberStimulus
     assert [tuple(row) for row in TRANSITIONS] == [
         (state.OUTSIDE, stimulus.HELLO, state.JOINING),
+        (state.OUTSIDE, stimulus.TURNED_AWAY, state.REFUSED),
         (state.JOINING, stimulus.HELLO, state.JOINING),
         (state.JOINING, stimulus.WELCOME, state.JOINED),
         (state.JOINING, stimulus.TURNED_AWAY, state.REFUSED),
+        (state.JOINED, stimulus.TURNED_AWAY, state.REFUSED),
         (state.JOINED, stimulus.ENDED, state.OUTSIDE),
     ]
 
@@ -356,13 +358,32 @@ def test_a_result_under_way_survives_the_broker() -> None:
 
 
 def test_envelopes_through_the_fabric_are_answered() -> None:
-    """The request lane works end to end: reservation taken, answered, returned."""
+    """The request lane works end to end: reservation taken, refused for want of a destination, returned."""
     lab = fabric()
     hypervisor = lab.connect("hypervisor", "hv0")
     got = listen(hypervisor)
     lab.settle(0)
-    assert hypervisor.send(REQUEST, values(), b"payload")
+    assert hypervisor.send(REQUEST, values(src_path=["app", "hv0"]), b"payload")
     assert hypervisor.credit(REQUEST) == 255
     lab.settle(0)
-    assert [(envelope.kind, envelope.ret) for envelope in got] == [(2, -38)]
+    assert [(envelope.kind, envelope.ret) for envelope in got] == [(2, -111)]
     assert hypervisor.credit(REQUEST) == 256
+
+
+@pytest.mark.parametrize("state", [MemberState.OUTSIDE, MemberState.JOINED])
+def test_the_transport_may_turn_a_member_away(state: MemberState) -> None:
+    """Before or after joining: once, with its words, and no hello follows."""
+    lab = fabric()
+    app = lab.connect("guest", "app")
+    if state is MemberState.JOINED:
+        lab.settle(0)
+    refused: list[tuple[str, str]] = []
+    app.member.on_refused = lambda code, message: refused.append((code, message))
+    assert app.member.state is state
+    for _ in range(2):
+        app.member.turn_away("HANDSHAKE_FAILED", "no")
+        app.pump()
+    lab.settle(2000 * MS)
+    assert refused == [("HANDSHAKE_FAILED", "no")] == [app.member.refusal]
+    assert app.member.state is MemberState.REFUSED
+    assert app.member.settled

@@ -34,6 +34,7 @@ VOCABULARY = [
     (UP, "attach", ["name"], False, [CONTROL], ("guest", "hypervisor"), False, Rejoin.RESEND),
     (UP, "gone", ["name", I32, "text"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (UP, "shutdown", [], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
+    (UP, "impair", ["name", "name", "impairment"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (DOWN, "welcome", [U64, "name"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "refused", ["code", "text"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "told", ["name", "record"], False, [CONTROL], NODES, True, Rejoin.RESEND),
@@ -42,6 +43,8 @@ VOCABULARY = [
     (DOWN, "node", ["name", "kind", "code", "text"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "event", ["name", "code"], True, [CONTROL, EVENT], NODES, False, Rejoin.RESEND),
     (DOWN, "shutdown", [], False, [CONTROL], NODES, False, Rejoin.RESEND),
+    (DOWN, "peer", ["name", "peer state", U64], False, [CONTROL], NODES, False, Rejoin.DROP),
+    (DOWN, "impaired", ["name", "name", "impairment"], False, [CONTROL], NODES, False, Rejoin.RESEND),
 ]
 
 # type: values that are right, values that are not
@@ -58,6 +61,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "secret": ([b"x", b"x" * 64], [b"", b"x" * 65, "x", None]),
     "text": (["", "x" * 16384, "é\n"], ["x" * 16385, b"", 1, None]),
     "code": (["x", "x" * 128, "WRONG TOKEN"], ["", "x" * 129, b"x", 1]),
+    "peer state": (["up", "down", "dead"], ["", "UP", "gone", b"up", 1, None, ["up"]]),
+    "impairment": (
+        [[0] * 7, [1, 2, 0.5, 3, 1.0, 0, True]],
+        [[0] * 6, [0] * 8, [-1, *[0] * 6], ["x"] * 7, [float("nan"), *[0] * 6], [1 << 63, *[0] * 6], 7, None, []],
+    ),
     "record": ([["x"], ["x", 1, [2]], ["x"] * 250], [[], [1], ["x"] * 257, "x", None, {}, [b"x"]]),
 }  # fmt: skip
 
@@ -117,8 +125,10 @@ def test_no_other_records_exist() -> None:
 
 FIELD_NAMES = """
 hello major minor kind name token pid epoch_seen / ready / exit code reason / heartbeat n / subscribe / tell to record
-/ event code / attach hypervisor / gone name code reason / shutdown / welcome epoch name / refused code message
+/ event code / attach hypervisor / gone name code reason / shutdown
+/ impair a b impairment / welcome epoch name / refused code message
 / told from record / nobody to record / busy to record / node name kind state detail / event from code / shutdown
+/ peer name state epoch / impaired a b impairment
 """
 
 

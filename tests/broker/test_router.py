@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from broker import frames, router
 from broker.frames import FrameKind, Lane
+from broker.handlers import HANDLERS
 from broker.lifecycle import State
 from broker.records import VOCABULARY, Direction
 from broker.refusals import Refusal
@@ -284,7 +285,7 @@ def test_attach_is_not_for_agents(lab: CoreLab) -> None:
 def test_every_record_has_a_handler() -> None:
     """The vocabulary and the core agree on what nodes may say."""
     names = [row.name for row in VOCABULARY if row.direction is Direction.TO_BROKER]
-    assert sorted(names) == sorted(router.HANDLERS)
+    assert sorted(names) == sorted(HANDLERS)
 
 
 # ---- telling and attaching -------------------------------------------------------------------------------
@@ -347,20 +348,6 @@ def test_attach_to_what_is_no_hypervisor(lab: CoreLab, name: str) -> None:
     lab.node("hypervisor", "gone").say(["exit", 0, ""])
     guest.say(["attach", name])
     assert guest.heard() == [["nobody", name, ["attach", name]]]
-
-
-def test_envelopes_are_answered_until_levels_exist(lab: CoreLab) -> None:
-    """A request comes back as its result (-ENOSYS), by the room it reserved; other kinds are refused in words."""
-    hypervisor = lab.node("hypervisor", "hv0")
-    for _ in range(300):
-        hypervisor.say(values(cookie=5), b"data", lane=REQUEST)
-        answers = [record for lane, record, _ in hypervisor.received() if lane is REQUEST]
-        assert [(answer[1], answer[2], answer[15]) for answer in answers] == [(2, 5, -38)]
-    hypervisor.say(values(kind=4), lane=REQUEST)
-    assert records_of(hypervisor, "refused")[-1][1] == Refusal.NO_ROUTE
-    hypervisor.push()
-    assert hypervisor.session.lane(REQUEST).outstanding == 0
-    assert lab.core.nodes["hv0"].session.lane(REQUEST).owed == 0
 
 
 # ---- lifecycle and subscribers ---------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""Who may say what across hosts: the plan's binding of names and labels to hosts, and the judge that applies it.
+
+A host is trusted with what it runs and with nothing else.  So a node joins only from the host that the plan
+gave it, and what its hypervisor sends must come from an endpoint below that hypervisor, under the label that
+the plan gave the endpoint, in an epoch that does not go back; and it may announce deaths of such endpoints
+only.  Without a binding paths are still judged by their form, because the sender's name is always known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker import codec
+from broker.envelope import Envelope, EnvelopeKind
+from broker.refusals import Refusal
+
+Path = tuple[str | int, ...]
+
+MAX_EPOCHS: Final = 4096
+"""Hypervisors whose epoch is remembered; a plan has fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What the plan fixed.  Paths are absolute, from the fabric down: ("hv0", "hv1", "app").
+
+    Attributes:
+        hosts: (node's name at the broker, host that runs it).
+        hypervisors: paths of all hypervisors; those of length 1 are joined by the fabric.
+        guests: (path, label) of every guest, with label "" where it has none.  A guest's later incarnations,
+            "app#2" and so on, are judged as "app".
+    """
+
+    hosts: tuple[tuple[str, str], ...] = ()
+    hypervisors: tuple[tuple[str, ...], ...] = ()
+    guests: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+
+Verdict = tuple[Refusal, str]
+
+
+class Judge:
+    """Applies a binding; None: there is none, and only form and epochs are judged."""
+
+    def __init__(self, binding: Binding | None) -> None:
+        self.bound = binding is not None
+        binding = binding or Binding()
+        self.hosts = dict(binding.hosts)
+        self._top = {path[0] for path in binding.hypervisors if len(path) == 1}
+        self._labels: dict[Path, str] = {path[::-1]: "" for path in binding.hypervisors if len(path) > 1}
+        self._labels |= {("", *path[::-1]): "" for path in binding.hypervisors}
+        self._labels |= {path[::-1]: label for path, label in binding.guests}
+        self._epochs: dict[Path, int] = {}
+
+    def joined_by_fabric(self, name: str, kind: str) -> bool:
+        """Whether a node is a hypervisor right below the fabric: only those exchange envelopes."""
+        return kind == "hypervisor" and (not self.bound or name in self._top)
+
+    def planned(self, name: str) -> bool:
+        """Whether the plan has a hypervisor below the fabric, or a host, of that name."""
+        return name in self._top or name in self.hosts.values()
+
+    def hello(self, name: str, host: str) -> Verdict | None:
+        """Why a node called `name` may not join from `host` ("": not known, not judged); None: it may."""
+        if not self.bound or not host:
+            return None
+        home = self.hosts.get(name)
+        if home == host:
+            return None
+        where = "is not in the plan" if home is None else f"runs on {home}"
+        return Refusal.WRONG_HOST, f"{name!r} {where}; this connection is from {host}"
+
+    def envelope(self, sender: str, envelope: Envelope) -> Verdict | None:
+        """Why what `sender` sent is not believed; None: it is.  Remembers the epoch of what is believed."""
+        source = envelope.src_path
+        dying = envelope.kind == EnvelopeKind.ENDPOINT_DIED
+        wrong = Refusal.FORGED_DEATH if dying else Refusal.FORGED_SOURCE
+        if len(source) < 2 or source[-1] != sender or (dying and source[0] == ""):
+            return wrong, f"{codec.show(source)} from {sender}"
+        if envelope.kind == EnvelopeKind.RESULT:
+            return None  # believed if it was asked for; its source may be an endpoint that never was
+        if self.bound:
+            label = self.label(source)
+            if label is None:
+                return wrong, f"{codec.show(source)} from {sender}: no such endpoint in the plan"
+            if label != envelope.label:
+                detail = f"{codec.show(envelope.label)} on what {codec.show(source)} sent, the plan says {label!r}"
+                return Refusal.FORGED_LABEL, detail
+        return self._epoch(source[1:], envelope.origin_epoch)
+
+    def label(self, source: Path) -> str | None:
+        """The label of an endpoint, by its climbing path; None: it is not in the plan."""
+        label = self._labels.get(source)
+        if label is None and source and isinstance(source[0], str):
+            label = self._labels.get((source[0].partition("#")[0], *source[1:]) if source[0] else source)
+        return label
+
+    def _epoch(self, origin: Path, epoch: int) -> Verdict | None:
+        last = self._epochs.get(origin)
+        if last == epoch:
+            return None
+        if last is not None and epoch < last:
+            return Refusal.FORGED_EPOCH, f"epoch {epoch} from {codec.show(origin)}, which has spoken in {last}"
+        if last is None and len(self._epochs) >= MAX_EPOCHS:
+            self._epochs.clear()
+        self._epochs[origin] = epoch
+        return None
