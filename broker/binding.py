@@ -37,6 +37,8 @@ class Binding:
     guests: tuple[tuple[tuple[str, ...], str], ...] = ()
 
 
+_ANSWERS: Final = frozenset({EnvelopeKind.RESULT, EnvelopeKind.CANCEL})
+
 Verdict = tuple[Refusal, str]
 
 
@@ -76,10 +78,10 @@ class Judge:
         source = envelope.src_path
         dying = envelope.kind == EnvelopeKind.ENDPOINT_DIED
         wrong = Refusal.FORGED_DEATH if dying else Refusal.FORGED_SOURCE
-        if len(source) < 2 or source[-1] != sender or (dying and source[0] == ""):
+        if len(source) < 2 or source[-1] != sender:
             return wrong, f"{codec.show(source)} from {sender}"
-        if envelope.kind == EnvelopeKind.RESULT:
-            return None  # believed if it was asked for; its source may be an endpoint that never was
+        if envelope.kind in _ANSWERS:
+            return None  # it repeats the epoch of what it answers; its source may be an endpoint that never was
         if self.bound:
             label = self.label(source)
             if label is None:

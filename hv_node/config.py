@@ -80,12 +80,15 @@ class SlotConfig:
 
 @dataclass(frozen=True, slots=True)
 class RuleConfig:
-    """One rule of a firewall: labels, "*" for any; inclusive ranges of destination ports, none for all."""
+    """One rule of a policy: who, labels ("*" for any) or domain ids of the hypervisor that judges; inclusive ranges of
+    the destination's ports and of the source's, none for all.
+    """
 
-    source: str
-    target: str
+    source: str | int
+    target: str | int
     ports: tuple[tuple[int, int], ...]
     allow: bool
+    source_ports: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class PolicyConfig:
     """A lab's security policy: the first rule that fits decides, and none denies.
 
     Attributes:
-        module: Name of the module, `firewall`.
+        module: Name of the module, `firewall` or `viptables`.
         rules: In their order.
         permissions: (label, operation) pairs that are refused although the rules are silent on them.
     """
@@ -101,6 +104,23 @@ class PolicyConfig:
     module: str
     rules: tuple[RuleConfig, ...]
     permissions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OuterConfig:
+    """A hypervisor around another one, as far as it decides who sees a trap of a guest inside.
+
+    Attributes:
+        personality: Name of its personality table.
+        doors: Instructions by which it offers Argo.
+        stolen: Those of them that it serves for guests of its guests, before its guest sees them.
+        nested_msr: What it does with its guest's MSR intercepts: default, keep, steal or never.
+    """
+
+    personality: str
+    doors: tuple[str, ...]
+    stolen: tuple[str, ...] = ()
+    nested_msr: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +147,12 @@ class HypervisorConfig:
         domains: Its domains, by ascending domain id.
         parent: The hypervisor that it is a guest of, "" for none.
         path: Where it stands, from its outermost hypervisor inwards, itself last.
-        outer: Personalities of the hypervisors around it, the outermost first.
+        outer: The hypervisors around it, the outermost first.
         mode: How a nested hypervisor serves Argo: own, forward or steal.
         nested_msr: What it does with the MSR intercepts of hypervisors on it: default, keep, steal or never.
         link_timeout_ns: How long an operation waits for a link that is down, in nanoseconds.
         posted: Hypervisors to which sends return before they are answered, by the names of their outermost ones.
+        hypervisors: Paths of the lab's other hypervisors, if this one can reach any.
         remotes: Guests on other hypervisors of the lab.
         slots: What the toolstack programmed for its guests.
         policy: Security policy of the lab, None for none.
@@ -156,11 +177,12 @@ class HypervisorConfig:
     domains: tuple[DomainConfig, ...]
     parent: str = ""
     path: tuple[str, ...] = ()
-    outer: tuple[str, ...] = ()
+    outer: tuple[OuterConfig, ...] = ()
     mode: str = "own"
     nested_msr: str = "default"
     link_timeout_ns: int = 5_000_000_000
     posted: tuple[str, ...] = ()
+    hypervisors: tuple[tuple[str, ...], ...] = ()
     remotes: tuple[RemoteConfig, ...] = ()
     slots: tuple[SlotConfig, ...] = ()
     policy: PolicyConfig | None = None

@@ -43,11 +43,19 @@ def _decode(kind: Any, data: Any, place: str) -> Any:
         return data
     if is_dataclass(kind):
         return _decode_dataclass(kind, data, place)
+    if isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple
+        hints = get_type_hints(kind)
+        items = _checked(list, data, place)
+        if len(items) != len(hints):
+            raise CodecError(f"{place}: expected {len(hints)} items, not {len(items)}")
+        return kind(
+            *(_decode(hint, item, f"{place}.{name}") for (name, hint), item in zip(hints.items(), items, strict=True))
+        )
     if kind is bytes:
         return _hex(_checked(str, data, place), place)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (UnionType, Union):
-        return None if data is None else _decode(next(part for part in arguments if part is not NoneType), data, place)
+        return None if data is None else _decode(_part_of(arguments, data), data, place)
     if origin is tuple:
         items = _checked(list, data, place)
         if Ellipsis not in arguments:
@@ -62,6 +70,12 @@ def _decode(kind: Any, data: Any, place: str) -> Any:
         entries = _checked(dict, data, place)
         return {key: _decode(arguments[1], item, f"{place}.{key}") for key, item in entries.items()}
     return _checked(kind, data, place)
+
+
+def _part_of(arguments: tuple[Any, ...], data: Any) -> Any:
+    """The part of a union that `data` is, or the first for an error."""
+    parts = [part for part in arguments if part is not NoneType]
+    return next((part for part in parts if isinstance(part, type) and type(data) is part), parts[0])
 
 
 def _decode_dataclass(kind: Any, data: Any, place: str) -> Any:

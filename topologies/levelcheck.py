@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from hmx.services import SERVICES, service
+from hv_node.levels.viptables import ViptablesError, parse_viptables
 from topologies.diagnose import Diagnostic, at, show
 from topologies.levels import MAX_DEPTH, UP, PortError, ports_of
 from topologies.machines import DEFAULT_ARCH
@@ -203,6 +204,12 @@ def _policy(root: Node) -> Iterator[Found]:
             except PortError as error:
                 yield location, at(node.mark, location, str(error))
     text, rules = policy.get("viptables"), policy.get("allow")
+    if text is not None and isinstance(text.value, str):
+        try:
+            parse_viptables(text.value)
+        except ViptablesError as error:
+            place = ("policy", "viptables")
+            yield place, at(text.mark, place, f"line {error.line}, column {error.column} of it: {error.what}")
     if text is not None and rules is not None:
         place = ("policy", "viptables")
         yield place, at(text.mark, place, "`allow` and `viptables` are two ways to write one table: use one of them")

@@ -8,16 +8,22 @@ number, so that a guest has the same id wherever it is remote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from itertools import pairwise
+from typing import Final
 
+from broker.binding import Binding
+from broker.impair import Impairment
 from hmx.services import ServiceError, port_of, service
-from hv_node.config import DomainConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
-from topologies.schema import Destination, Guest, Link, Policy, Topology
+from hv_node.config import DomainConfig, OuterConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
+from hv_node.levels.viptables import parse_viptables
+from topologies.schema import Destination, Guest, Impair, Link, Policy, Topology
 
 PROXY_FIRST: Final = 0x4000
 """Domain id of the proxy of the lab's first guest."""
 NESTED_MEMORY: Final = 4 << 20
 """What a nested hypervisor has for itself: its downlink rings lie there."""
+MAX_NESTED_VCPUS: Final = 64
+"""Each is handed over as two descriptors, of which one message carries 253."""
 UP: Final = "up"
 """The destination that leaves the choice to the next hypervisor outwards."""
 OPERATIONS: Final = ("enable", "register_single_source", "register_any_source", "send")
@@ -66,6 +72,12 @@ def remotes(topology: Topology, hypervisor: str) -> tuple[RemoteConfig, ...]:
     )
 
 
+def others(topology: Topology, hypervisor: str) -> tuple[tuple[str, ...], ...]:
+    """Paths of all other hypervisors, if any of them could be reached from this one."""
+    names = topology.hypervisors if connected(topology) else ()
+    return tuple(path_of(topology, name) for name in names if name != hypervisor)
+
+
 def connected(topology: Topology) -> bool:
     """Whether anything in the lab reaches beyond its own hypervisor: then all hypervisors know of each other."""
     nested = any(keys.parent for keys in topology.hypervisors.values())
@@ -77,6 +89,20 @@ def connected(topology: Topology) -> bool:
     return nested or across or bool(topology.links)
 
 
+def outer(topology: Topology, hypervisor: str) -> tuple[OuterConfig, ...]:
+    """The hypervisors around `hypervisor`, the outermost first.
+
+    One whose parent serves its guests' Argo (`mode: steal`) has all its parent's doors stolen.
+    """
+    path = path_of(topology, hypervisor)
+    found = []
+    for around, inside in pairwise(path):
+        keys = topology.hypervisors[around]
+        stolen = tuple(keys.doors) if topology.hypervisors[inside].argo.mode == "steal" else ()
+        found.append(OuterConfig(keys.personality, tuple(keys.doors), stolen, keys.nested_msr))
+    return tuple(found)
+
+
 def posted(topology: Topology, hypervisor: str) -> tuple[str, ...]:
     """The hypervisors to which sends of `hypervisor`'s guests are posted."""
     ends = [row.between for row in topology.links if row.posted and hypervisor in row.between]
@@ -84,34 +110,22 @@ def posted(topology: Topology, hypervisor: str) -> tuple[str, ...]:
 
 
 def nested_domain(topology: Topology, hypervisor: str, domid: int) -> DomainConfig:
-    """The domain that `hypervisor` is on its parent: a vCPU for each of its guests' vCPUs, room for its rings, and,
-    unless it serves Argo itself, its guests' memory.
+    """The domain that `hypervisor` is on its parent: a vCPU for each of its guests' vCPUs, 64 at most, room for its
+    rings, and, unless it serves Argo itself, its guests' memory.
     """
     sizes = [(guest.memory, guest.vcpus) for guest in topology.guests.values() if guest.on == hypervisor]
     inner = [nested_domain(topology, child, 0) for child in children_of(topology, hypervisor)]
     sizes += [(domain.memory, domain.vcpus) for domain in inner]
     own = topology.hypervisors[hypervisor].argo.mode == "own"
     memory = NESTED_MEMORY + (0 if own else sum(memory for memory, _ in sizes))
-    vcpus = max(1, sum(vcpus for _, vcpus in sizes))
+    vcpus = min(MAX_NESTED_VCPUS, max(1, sum(vcpus for _, vcpus in sizes)))
     return DomainConfig(hypervisor, domid, memory, vcpus, nested=True)
 
 
-class Impaired(NamedTuple):
-    """What a link does to those who use it, in the broker's units: nanoseconds, shares of 1, bytes a second."""
-
-    delay_ns: int
-    jitter_ns: int
-    loss: float
-    rate: int
-    duplicate: float
-    reorder: float
-    partition: bool
-
-
-def impairment(link: Link) -> Impaired:
-    """The faults of a link."""
+def impairment(link: Link) -> Impairment:
+    """The faults of a link, in the broker's units."""
     keys = link.impair
-    return Impaired(
+    return Impairment(
         keys.delay, keys.jitter, share_of(keys.loss), rate_of(keys.rate), share_of(keys.duplicate),
         share_of(keys.reorder), keys.partition,
     )  # fmt: skip
@@ -129,6 +143,24 @@ def rate_of(text: str) -> int:
     number = text.removesuffix("bit")
     unit = _UNITS.get(number[-1], 1)
     return max(1, int(float(number.rstrip("KMG")) * unit / 8))
+
+
+def binding(topology: Topology) -> Binding | None:
+    """What the broker holds its members to; None for a lab in which nothing reaches beyond its hypervisor."""
+    if not connected(topology):
+        return None
+    nodes = [(name, host_of(topology, name)) for name in topology.hypervisors]
+    nodes += [(name, host_of(topology, guest.on)) for name, guest in topology.guests.items()]
+    return Binding(
+        hosts=tuple((name, host) for name, host in nodes if host),
+        hypervisors=tuple(path_of(topology, name) for name in topology.hypervisors),
+        guests=tuple((guest_path(topology, name), label_of(topology, name)) for name in topology.guests),
+    )
+
+
+def impairments(topology: Topology) -> tuple[tuple[str, str, Impairment], ...]:
+    """The faults of all links that have any."""
+    return tuple((row.between[0], row.between[1], impairment(row)) for row in topology.links if row.impair != Impair())
 
 
 def label_of(topology: Topology, guest: str) -> str:
@@ -167,9 +199,10 @@ def policy(keys: Policy | None) -> PolicyConfig | None:
     if keys is None:
         return None
     if keys.viptables:
-        from hv_node.levels.viptables import parse_viptables  # only labs that have such a text read it
-
-        rules = parse_viptables(keys.viptables)
+        rules = tuple(
+            RuleConfig(rule.source, rule.target, rule.ports, rule.allow, rule.source_ports)
+            for rule in parse_viptables(keys.viptables)
+        )
     else:
         rules = tuple(
             RuleConfig(row.from_, row.to, tuple(ports_of(str(port)) for port in row.ports), row.action == "allow")
@@ -181,7 +214,7 @@ def policy(keys: Policy | None) -> PolicyConfig | None:
         for operation in OPERATIONS
         if operation not in granted
     )
-    return PolicyConfig(keys.module, rules, refused)
+    return PolicyConfig("viptables" if keys.viptables else keys.module, rules, refused)
 
 
 def ports_of(text: str) -> tuple[int, int]:

@@ -237,11 +237,11 @@ class Guest(SharedKeys):
         default="auto", description="How it wants to be told that something arrived."
     )
     apic: bool = Field(default=True, description="It has local APICs (x86); without them it takes no vectors.")
-    control: bool = Field(default=False, description="It is the control domain, id 0, where uXen's device models run.")
-    storage: list[Unit] = Field(default=[], description="Its v4v storage units, in uXen's device table.")
     implicit_only: bool = Field(default=False, alias="implicit-only", description="Reach others by service only.")
     program: str = Field(default="", description="builtin:NAME, or module:function of an `async def main(guest)`.")
     with_: dict[str, Any] = Field(default={}, alias="with", description="Arguments of the program.")
+    control: bool = Field(default=False, description="It is the control domain, id 0, where uXen's device models run.")
+    storage: list[Unit] = Field(default=[], description="Its v4v storage units, in uXen's device table.")
     devices: list[Device] = Field(default=[], description="Devices that it sees.")
     serves: list[Name] = Field(default=[], description="Services that it offers.")
 

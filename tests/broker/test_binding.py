@@ -22,7 +22,8 @@ BINDING = Binding(
         (("hv1", "store"), "server_t"),
     ),
 )
-SEND, RESULT, WAKE, DIED = EnvelopeKind.SEND, EnvelopeKind.RESULT, EnvelopeKind.WAKE, EnvelopeKind.ENDPOINT_DIED
+SEND, RESULT, WAKE = EnvelopeKind.SEND, EnvelopeKind.RESULT, EnvelopeKind.WAKE
+DIED, CANCEL = EnvelopeKind.ENDPOINT_DIED, EnvelopeKind.CANCEL
 
 # who sends, kind, the claimed source's absolute path, its label, verdict with a binding, verdict without
 CLAIMS: list[tuple[str, EnvelopeKind, str, str, Refusal | None, Refusal | None]] = [
@@ -50,7 +51,10 @@ CLAIMS: list[tuple[str, EnvelopeKind, str, str, Refusal | None, Refusal | None]]
     ("hv0", DIED, "hv1/store", "server_t", Refusal.FORGED_DEATH, Refusal.FORGED_DEATH),
     ("hv0", DIED, "hv1", "", Refusal.FORGED_DEATH, Refusal.FORGED_DEATH),
     ("hv0", DIED, "hv0", "", Refusal.FORGED_DEATH, Refusal.FORGED_DEATH),
-    ("hv0", DIED, "hv0/", "", Refusal.FORGED_DEATH, Refusal.FORGED_DEATH),
+    ("hv0", DIED, "hv0/", "", None, None),  # it says that a hypervisor on it died
+    ("hv0", DIED, "hv1/", "", Refusal.FORGED_DEATH, Refusal.FORGED_DEATH),
+    ("hv0", CANCEL, "hv0/", "", None, None),
+    ("hv0", CANCEL, "hv1/", "", Refusal.FORGED_SOURCE, Refusal.FORGED_SOURCE),
     ("hv0", DIED, "hv0/nobody", "", Refusal.FORGED_DEATH, None),
     ("hv0", DIED, "hv0/app", "server_t", Refusal.FORGED_LABEL, None),
 ]
@@ -82,7 +86,10 @@ def test_epochs_do_not_go_back(binding: Binding | None) -> None:
     ]  # fmt: skip
     assert verdict("hv0/plain", 4, "") == Refusal.FORGED_EPOCH, "the same hypervisor"
     assert verdict("hv0/l1/deep", 1, "deep_t") is None, "another hypervisor"
-    assert verdict("hv0/app", 1, kind=RESULT) is None
+    for answer in (RESULT, CANCEL):
+        assert verdict("hv0/app", 1, kind=answer) is None
+        assert verdict("hv0/app", 77, kind=answer) is None
+    assert verdict("hv0/app", 5) is None, "answers set no epoch"
     if binding is not None:
         assert verdict("hv0/app", 99, "wrong") == Refusal.FORGED_LABEL
         assert verdict("hv0/app", 5) is None, "what was not believed sets no epoch"

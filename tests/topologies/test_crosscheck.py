@@ -110,12 +110,14 @@ guests:
 
 # The built-in programs, the arguments they need, and all they know.
 PROGRAMS = (
-    ("echo", "", "port kind sessions ring from"),
-    ("ping-pong", "to", "to port kind count size ring within"),
-    ("file-send", "to file", "to file port ring within chunk"),
-    ("file-receive", "", "port output ring from"),
+    ("echo", "", "port service instance kind sessions ring from"),
+    ("ping-pong", "to|service", "to port service instance kind count size ring within"),
+    ("file-send", "to|service file", "to file port service instance ring within chunk"),
+    ("file-receive", "", "port service instance output ring from"),
     ("door-report", "to", "to port count size burst ring within"),
     ("door-peer", "", "port sessions ring from"),
+    ("v4v-store", "serves", "serves blocks ring"),
+    ("v4v-disk", "", "count blocks ring within"),
 )
 
 
@@ -127,12 +129,13 @@ def test_the_built_in_programs(program: str, required: str, known: str) -> None:
     def found(arguments: str) -> list[tuple[str, tuple[str, ...]]]:
         return [(one.message, one.valid) for _, one in crosscheck(tree(text.replace("@", arguments)))]
 
-    needed = [f"{argument}: 1" for argument in required.split()]
+    needed = [f"{argument.partition('|')[0]}: 1" for argument in required.split()]
     assert found(", ".join(f"{argument}: 1" for argument in known.split())) == []
     assert found(", ".join(needed)) == []
     unknown = (f"builtin:{program} has no argument 'zz'", tuple(known.split()))
     assert found(", ".join([*needed, "zz: 1"])) == [unknown]
-    missing = [(f"builtin:{program} needs the argument '{argument}'", ()) for argument in required.split()]
+    names = [argument.replace("|", "' or '") for argument in required.split()]
+    missing = [(f"builtin:{program} needs the argument '{name}'", ()) for name in names]
     assert found("") == missing
 
 

@@ -51,6 +51,11 @@ SAYINGS = (
         "policy: {module: firewall, allow: [], viptables: ''}",
         "`allow` and `viptables` are two ways to write one table: use one of them",
     ),
+    ("policy: {module: firewall, viptables: '-A -s (1,*) -d (2,7) -j ACCEPT'}", ""),
+    (
+        "policy: {module: firewall, viptables: '-A -s (1,*) -d (2,7) -j DROP'}",
+        "line 1, column 25 of it: 'DROP' is no verdict: ACCEPT or REJECT",
+    ),
     ("links: [{between: [hv0, hv2]}]", ""),
     ("links: [{between: [hv1, hv2]}]", "'hv1' is nested: its only link is to its parent"),
     ("links: [{between: [hv2, hv2]}]", "a link from 'hv2' to itself"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hv_node.config import DomainConfig, RemoteConfig, RuleConfig, SlotConfig
+from hv_node.config import DomainConfig, OuterConfig, RemoteConfig, RuleConfig, SlotConfig
 from topologies import levels
 from topologies.codec import CodecError
 from topologies.levels import PROXY_FIRST, PortError, ports_of
@@ -72,6 +72,21 @@ def test_a_nested_hypervisor_is_a_domain_of_its_parent() -> None:
     assert levels.nested_domain(topology, "hv1", 2) == DomainConfig("hv1", 2, 4 << 20, 3, nested=True)
     forwarding = {**LAB["hypervisors"], "hv2": {"parent": "hv1", "argo": {"mode": "forward"}}}
     assert levels.nested_domain(lab(hypervisors=forwarding), "hv2", 1).memory == 12 << 20
+
+
+def test_the_hypervisors_around_one() -> None:
+    """Who decides what becomes of an instruction of a guest inside, the outermost first."""
+    hypervisors = {
+        "hv0": {"doors": ["hypercall", "msr"], "nested-msr": "never"},
+        "hv1": {"parent": "hv0", "personality": "kvm", "doors": ["hypercall"], "argo": {"mode": "steal"}},
+        "hv2": {"parent": "hv1"},
+        "far": {},
+    }
+    topology = lab(hypervisors=hypervisors)
+    first = OuterConfig("xen", ("hypercall", "msr"), ("hypercall", "msr"), "never")
+    assert levels.outer(topology, "hv0") == ()
+    assert levels.outer(topology, "hv1") == (first,)
+    assert levels.outer(topology, "hv2") == (first, OuterConfig("kvm", ("hypercall",)))
 
 
 def test_slots_are_numbered_by_holder_in_the_order_of_the_file() -> None:

@@ -26,7 +26,7 @@ SOUND = "name: lab\nhypervisors: {hv0: {}}\nguests: {app: {on: hv0, program: 'bu
 TOP = "name hosts hypervisors guests destinations policy links checks link-timeout host-timeout"
 BOTH = "restart kind group"
 OF_HYPERVISORS = f"personality arch cpu host parent argo doors notifications nested-msr firmware xsm {BOTH}"
-OF_GUESTS = f"on vcpus memory door notification apic implicit-only program with devices serves {BOTH}"
+OF_GUESTS = f"on vcpus memory door notification apic implicit-only program with control storage devices serves {BOTH}"
 
 
 def test_the_keys_are_those_of_the_design() -> None:

@@ -1,4 +1,4 @@
-"""Changes to a running lab: told, repeated, answered, kept (contracts.md 8; issue: revocation holds before it returns)."""
+"""Changes to a running lab: told, repeated, answered, kept.  A revocation holds everywhere before it returns."""
 
 from __future__ import annotations
 
