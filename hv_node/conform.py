@@ -108,34 +108,59 @@ class Outcome:
     mismatches: list[str] = field(default_factory=list)
 
 
-class _Subject:
-    """The hypervisor under test and, beside each domain's memory, what that memory should hold."""
+class Subject:
+    """The hypervisor under test and, beside each domain's memory, what that memory should hold.
+
+    `argo_of`, `start`, `kill` and `free` are what a subject of several hypervisors does otherwise.
+    """
 
     def __init__(self, cmdline: str, xsm: str) -> None:
-        options, self.boot_ret = parse_options(cmdline)
+        self.options, self.boot_ret = parse_options(cmdline)
         self.domains = DomainTable()
         self.sink = RecordingSink()
-        self.argo = Argo(self.domains, xsm_by_name(xsm), self.sink, options)
+        self.argo = Argo(self.domains, xsm_by_name(xsm), self.sink, self.options)
         self.actual: dict[int, bytearray] = {}
         self.expected: dict[int, bytearray] = {}
 
     def create(self, domid: int, npages: int) -> None:
+        """A new domain with zeroed pages."""
         self.actual[domid] = bytearray(npages * PAGE_SIZE)
         self.expected[domid] = bytearray(npages * PAGE_SIZE)
-        domain = Domain(domid, MappedMemory(self.actual[domid]), is_control=domid == CONTROL_DOMID)
-        self.domains.create(domain)
-        self.argo.domain_init(domain)
+        self.start(Domain(domid, MappedMemory(self.actual[domid]), is_control=domid == CONTROL_DOMID))
+
+    def free(self, domid: int) -> None:
+        """Its id no longer resolves."""
+        self.end(self.domain(domid))
+        del self.actual[domid], self.expected[domid]
 
     def domain(self, domid: int) -> Domain:
+        """The domain.  ValueError: there is none."""
         domain = self.domains.lookup(domid)
         if domain is None:
             raise ValueError(f"domain {domid} does not exist here")
         return domain
 
-    def free(self, domid: int) -> None:
-        self.argo.domain_kill(self.domain(domid))
-        self.domains.remove(domid)
-        del self.actual[domid], self.expected[domid]
+    def argo_of(self, domain: Domain) -> Argo:  # noqa: ARG002  (here there is but one)
+        """Who serves its calls."""
+        return self.argo
+
+    def start(self, domain: Domain) -> None:
+        """Enter a new domain."""
+        self.domains.create(domain)
+        self.argo.domain_init(domain)
+
+    def kill(self, domain: Domain) -> None:
+        """It starts dying."""
+        self.argo.domain_kill(domain)
+
+    def end(self, domain: Domain) -> None:
+        """It is freed."""
+        self.argo.domain_kill(domain)
+        self.domains.remove(domain.domid)
+
+    def take_virqs(self) -> list[tuple[int, int]]:
+        """The virtual interrupts raised since the last call, as (domid, VIRQ)."""
+        return self.sink.take_virqs()
 
     def apply(self, runs: Runs, *images: dict[int, bytearray]) -> None:
         """Write `runs` to the memories in `images`."""
@@ -205,36 +230,36 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise TraceError(path, number, str(error)) from error
 
 
-def _call(subject: _Subject, event: Mapping[str, Any]) -> int:
+def _call(subject: Subject, event: Mapping[str, Any]) -> int:
     """Make the core live through an op, kill or soft_reset.  Returns what it answered."""
     domain = subject.domain(event["dom"])
     if event["ev"] == "op":
         a1, a2, a3, a4 = event["args"]
-        return subject.argo.op(domain, event["cmd"], a1, a2, a3, a4)
+        return subject.argo_of(domain).op(domain, event["cmd"], a1, a2, a3, a4)
     if event["ev"] == "kill":
-        subject.argo.domain_kill(domain)
+        subject.kill(domain)
     else:
-        subject.argo.soft_reset(domain)
+        subject.argo_of(domain).soft_reset(domain)
     return 0
 
 
-def _judge(subject: _Subject, event: Mapping[str, Any]) -> list[str]:
+def _judge(subject: Subject, event: Mapping[str, Any]) -> list[str]:
     """Replay an event that has an answer.  Returns the differences."""
     subject.apply(event["pre"], subject.actual, subject.expected)
-    subject.sink.log.clear()
+    subject.take_virqs()
     ret = _call(subject, event)
     subject.apply(event["post"], subject.expected)
     found = []
     if ret != event["ret"]:
         found.append(f"expected {describe(event['ret'])}, got {describe(ret)}")
     expected_virqs = Counter((domid, virq) for domid, virq in event["sigs"])
-    virqs = Counter(subject.sink.take_virqs())
+    virqs = Counter(subject.take_virqs())
     if virqs != expected_virqs:
         found.append(f"expected signals {sorted(expected_virqs.elements())}, got {sorted(virqs.elements())}")
     return found + subject.compare()
 
 
-def _step(subject: _Subject, event: Mapping[str, Any]) -> list[str]:
+def _step(subject: Subject, event: Mapping[str, Any]) -> list[str]:
     """Any event but boot.  Returns the differences."""
     match event["ev"]:
         case "op" | "kill" | "soft_reset":
@@ -253,16 +278,18 @@ def _step(subject: _Subject, event: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def replay(path: str | Path) -> Outcome:
-    """Replay one trace.  Raises TraceError when the file cannot be read or is none."""
+def replay(path: str | Path, subject_type: Callable[[str, str], Subject] = Subject) -> Outcome:
+    """Replay one trace against `subject_type(cmdline, xsm)`.  Raises TraceError when the file cannot be read or is
+    none.
+    """
     path = Path(path)
     outcome = Outcome()
-    subject: _Subject | None = None
+    subject: Subject | None = None
     for number, event in _events(path):
         try:
             _check_fields(event)
             if event["ev"] == "boot":
-                subject = _Subject(event["cmdline"], event["xsm"])
+                subject = subject_type(event["cmdline"], event["xsm"])
                 same = subject.boot_ret == event["ret"]
                 wanted, got = describe(event["ret"]), describe(subject.boot_ret)
                 found = [] if same else [f"expected {wanted}, got {got}"]

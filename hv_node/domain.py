@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hmx.argo.abi import DOMID_FIRST_RESERVED
 from hmx.memory import GuestMemory
 
 if TYPE_CHECKING:
     from hv_node.argo.model import DomainArgo
+    from hv_node.argo.notify import Entries, QueryAnswer, QueryEntry
 
 
 class DomainState(Enum):
@@ -20,16 +21,46 @@ class DomainState(Enum):
     DYING = "dying"
 
 
+class Remote(Protocol):
+    """What stands behind a domain that lives on another hypervisor (experimental, not upstream)."""
+
+    path: tuple[str, ...]
+
+    def send(
+        self,
+        caller: Domain,
+        dst: Domain,
+        src_port: int,
+        dst_port: int,
+        message_type: int,
+        iovs: tuple[int, ...],
+        ctx: int,
+        token: object,
+    ) -> int:
+        """The rest of a sendv, from the search for a ring on: its result, or PENDING."""
+
+    def query(self, entries: Entries, targets: list[QueryEntry]) -> QueryAnswer | None:
+        """Entries of a notify whose rings are all at this far hypervisor; None: `entries.answered` is called later."""
+
+
 class Domain:
-    """One domain.  `argo` is None where Argo is off for it, or it is dying."""
+    """One domain.  `argo` is None where Argo is off for it, or it is dying.
 
-    __slots__ = ("argo", "domid", "is_control", "memory", "name", "state")
+    `remote`: it lives on another hypervisor, and this is its proxy: it has no memory and owns no rings, all else is
+    as for a guest.  `nested`: it is a hypervisor itself.  Both are experimental, not upstream.
+    """
 
-    def __init__(self, domid: int, memory: GuestMemory, *, is_control: bool = False, name: str = "") -> None:
+    __slots__ = ("argo", "domid", "is_control", "memory", "name", "nested", "remote", "state")
+
+    def __init__(
+        self, domid: int, memory: GuestMemory, *, is_control: bool = False, name: str = "", nested: bool = False
+    ) -> None:
         self.domid = domid
         self.memory = memory
         self.is_control = is_control
         self.name = name or f"d{domid}"
+        self.nested = nested
+        self.remote: Remote | None = None
         self.state = DomainState.ALIVE
         self.argo: DomainArgo | None = None
 

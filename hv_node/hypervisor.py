@@ -7,7 +7,7 @@ core's effect sink.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -30,12 +30,16 @@ from hv_node.argo.model import Ring
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
 from hv_node.doors.executor import ZERO_EXTENDED, Executor
+from hv_node.doors.outer import Stolen
 from hv_node.doors.personality import Personality
+from hv_node.doors.uxen_platform import PlatformDevice, storage_table
 from hv_node.effects import PENDING
-from hv_node.hvm import TURN, AsyncCall, Hvm, Vcpu
+from hv_node.hvm import TURN, Hvm, Vcpu, arch_counters, count_levels
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
+from hv_node.levels.level import Level
+from hv_node.pending import Pending
 from hv_node.v4v.core import V4v, V4vOptions
 from hv_node.xsm import Xsm
 
@@ -55,7 +59,7 @@ _SENDV: Final = int(Op.SENDV)
 _NOTIFY: Final = int(Op.NOTIFY)
 
 
-class Hypervisor:
+class Hypervisor(Pending):
     """One hypervisor: its domains, its personality, its Argo."""
 
     def __init__(
@@ -68,10 +72,15 @@ class Hypervisor:
         *,
         doors: Sequence[str] = ("hypercall", "hvc"),
         notifications: Sequence[str] = (),
+        storage: Mapping[str, Sequence[int]] | None = None,
+        parents: Sequence[Personality] = (),
+        stolen: Stolen | None = None,
     ) -> None:
         """`cpu` names the machine below; `doors` are those by which Argo is offered, `notifications` the experimental
-        ways to be told beside VIRQ_ARGO.  `on_event(code, *fields)` is told what a person may want to know; it must
-        not raise.
+        ways to be told beside VIRQ_ARGO.  `storage` has the v4v storage units of guests by name, which uXen's device
+        table shows.  `parents` are the hypervisors around a nested one, the outermost first, with their doors;
+        `stolen` carries calls of Argo that one of them takes from a guest (hv_node/doors/outer.py).
+        `on_event(code, *fields)` is told what a person may want to know; it must not raise.
         """
         self.personality = personality
         self._notifications = tuple(notifications)
@@ -79,9 +88,15 @@ class Hypervisor:
         self.argo = Argo(self.domains, xsm, self, options)
         self.bells: dict[Vcpu, None] = {}
         self.v4v = V4v(self.domains, self, V4vOptions(), self._v4v_signal) if personality.name in V4V_SPEAKERS else None
-        self._executor = Executor(personality, cpu, self.argo, self.post, doors, notifications, self.v4v)
+        self._executor = Executor(
+            personality, cpu, self.argo, self.post, doors, notifications, self.v4v, parents, stolen
+        )
+        self._depth = len(parents) + 1
         self._on_event = on_event
+        self._storage = storage or {}
         self._hvms: dict[int, Hvm] = {}
+        self.levels: Level | None = None  # whoever makes one for this hypervisor enters it here
+        self._speaks_v4v: Callable[[Domain], bool] = lambda _domain: True
         kind = self._executor.kind_of_xen_call()
         self._quick_kind = _NO_KIND if kind is None else int(kind)
 
@@ -95,20 +110,31 @@ class Hypervisor:
         *,
         name: str = "",
         is_control: bool = False,
+        nested: bool = False,
     ) -> Hvm:
-        """Create a domain with its memory and one zeroed vCPU area per vCPU.  ValueError for a domid in use."""
-        domain = Domain(domid, memory, is_control=is_control, name=name)
+        """Create a domain with its memory and one zeroed vCPU area per vCPU.  ValueError for a domid in use.
+
+        `nested`: it is a hypervisor itself (experimental, not upstream).
+        """
+        domain = Domain(domid, memory, is_control=is_control, name=name, nested=nested)
         self.domains.create(domain)
         notification = Notification(self.personality.arch, len(areas), self._notifications)
-        hvm = Hvm(domain, EventChannels(len(areas)), notification)
+        hvm = Hvm(domain, EventChannels(len(areas)), notification, counters=arch_counters(self._depth))
         arch = self.personality.arch
         hvm.vcpus.extend(Vcpu(hvm, index, HypervisorSide(area, arch)) for index, area in enumerate(areas))
         if arch is Arch.AARCH64:
             hvm.gic = self._gic(hvm)
         self._hvms[domid] = hvm
         self.argo.domain_init(domain)
+        if self.levels is not None:
+            self.levels.domain_created(domain)
         if self.v4v is not None:
-            self.v4v.domain_init(domain)
+            v4v = self.v4v
+            if self._speaks_v4v(domain):
+                v4v.domain_init(domain)
+            if self.personality.name == "uxen" and not is_control:
+                table = storage_table(self._storage.get(name, ()))
+                hvm.platform = PlatformDevice(table, lambda: v4v.state(domain) is not None)
         return hvm
 
     def _gic(self, hvm: Hvm) -> Gic:
@@ -126,7 +152,12 @@ class Hypervisor:
             found = memory.read(0, address, size)
             return None if found is None else bytes(found)
 
-        return Gic([words64(vcpu.area.buffer) for vcpu in hvm.vcpus], post, read)
+        def merged() -> None:
+            hvm.counters.interrupts_coalesced += 1
+
+        gic = Gic([words64(vcpu.area.buffer) for vcpu in hvm.vcpus], post, read)
+        gic.distributor.merged = merged
+        return gic
 
     def kill_domain(self, domid: int) -> None:
         """The domain starts dying: its Argo state goes, its id still resolves.  Nothing happens twice."""
@@ -136,6 +167,8 @@ class Hypervisor:
         for vcpu in hvm.vcpus:
             self.bells.pop(vcpu, None)
         self.argo.domain_kill(hvm.domain)
+        if self.levels is not None:
+            self.levels.domain_died(hvm.domain)
         if self.v4v is not None:
             self.v4v.domain_kill(hvm.domain)
 
@@ -143,6 +176,19 @@ class Hypervisor:
         """The last reference is gone: the id no longer resolves."""
         self.kill_domain(domid)
         self.domains.remove(domid)
+        if self.levels is not None:
+            self.levels.domain_freed(domid)
+
+    def keep_apart(self, hides_domid: Callable[[int], bool], speaks_v4v: Callable[[Domain], bool]) -> None:
+        """Who is not told its own domain id, and who may use v4v, from now on (experimental, not upstream)."""
+        self._executor.hides_domid, self._speaks_v4v = hides_domid, speaks_v4v
+        self.end_v4v()
+
+    def end_v4v(self) -> None:
+        """Take v4v from domains that may not use it any more."""
+        for hvm in self._hvms.values() if self.v4v is not None else ():
+            if self.v4v is not None and not self._speaks_v4v(hvm.domain):
+                self.v4v.domain_kill(hvm.domain)
 
     def hvm(self, domid: int) -> Hvm | None:
         """A living domain's state."""
@@ -155,15 +201,20 @@ class Hypervisor:
     # -- frames ----
 
     def run(self, vcpu: Vcpu, budget: int = TURN) -> int:
-        """Execute up to `budget` submitted frames of one vCPU, in order.  Returns how many were taken."""
+        """Execute up to `budget` submitted frames of one vCPU, in order, and a turn of its ITS if that has work.
+
+        Returns how many frames were taken, and steps of the ITS: not 0 while there may be more of either.
+        """
         area = vcpu.area
         if area.backlog and area.repost() and area.guest_sleeps():
             self.bells[vcpu] = None
+        steps = 0
         if vcpu.hvm.gic is not None:
             vcpu.hvm.gic.distributor.fold(vcpu.index)
+            steps = vcpu.hvm.gic.its.turn()
         count = area.submitted()
         if not count or vcpu.blocked is not None:
-            return 0
+            return steps
         count = min(count, area.room() - vcpu.deferred, budget)
         taken = 0
         while taken < count and vcpu.blocked is None:
@@ -177,7 +228,7 @@ class Hypervisor:
                 self._step(vcpu, head, regs)
         if taken:
             self._finish(vcpu)
-        return taken
+        return taken + steps
 
     def _run_calls(self, vcpu: Vcpu, count: int) -> int:
         """The one path that matters: Argo calls by 64-bit VMCALL in which nothing is out of the ordinary.
@@ -225,6 +276,9 @@ class Hypervisor:
             counters.argo_ops += done
             counters.messages += messages
             counters.bytes_copied += copied
+            if self._depth > 1:
+                call = self._executor.resolve(alone, 0, 0)
+                count_levels(counters, call.exits, call.resumes, done)
         return done
 
     def _finish(self, vcpu: Vcpu) -> None:
@@ -257,6 +311,10 @@ class Hypervisor:
         """
         hvm = self._hvms.get(domid)
         if hvm is None:
+            if self.levels is not None:
+                domain = self.domains.lookup(domid)
+                if domain is not None and domain.remote is not None:
+                    self.levels.wake(domain)
             return  # dying: the binding is gone
         counters = hvm.counters
         counters.interrupts_raised += 1
@@ -281,15 +339,12 @@ class Hypervisor:
     def _interrupt(self, hvm: Hvm, index: int, entry: int) -> None:
         """Post an interrupt that needs no event channel: to a local APIC, or through the distributor."""
         if hvm.gic is not None:
-            before = hvm.counters.interrupts_posted
             distributor = hvm.gic.distributor
             irq = distributor.interrupt(entry, index)
-            waited = irq is not None and irq.latch
-            distributor.pulse(entry, index)
             if irq is None:
                 hvm.counters.interrupts_dropped += 1
-            elif hvm.counters.interrupts_posted == before and (waited or not irq.latch):
-                hvm.counters.interrupts_coalesced += 1  # else it waits for a register, and counts when it is listed
+            elif not distributor.set_pending(irq):
+                hvm.counters.interrupts_coalesced += 1  # else it counts as posted once a register takes it
             return
         vcpu = hvm.vcpus[index]
         if not vcpu.area.post(entry):
@@ -320,41 +375,6 @@ class Hypervisor:
         target = hvm.vcpus[vcpu]
         if target.area.post(entry) and target.area.guest_sleeps():
             self.bells[target] = None
-
-    def complete(self, token: object, ret: int) -> None:
-        """A pending operation ended: answer its frame and let what waited behind it go on."""
-        if isinstance(token, AsyncCall):
-            self._complete_async(token, ret)
-            return
-        assert isinstance(token, Vcpu)
-        if token.blocked is None:
-            return
-        token.area.complete(token.blocked, _DONE, (ret & _M64,))
-        token.chain = ret >= 0
-        token.blocked = None
-        self._finish(token)
-
-    def _complete_async(self, call: AsyncCall, ret: int) -> None:
-        vcpu = call.vcpu
-        vcpu.deferred -= 1
-        vcpu.area.complete(call.seq, _DONE, (ret & _M64,))
-        if vcpu.linked_to is call:
-            vcpu.linked_to = None
-        # Its followers form a chain of their own; the chain of the frames that overtook them is not theirs to change.
-        overtaken, vcpu.chain = vcpu.chain, ret >= 0
-        for head, regs in call.held:
-            vcpu.deferred -= 1
-            self._step(vcpu, head, regs)
-        vcpu.chain = overtaken
-        self._finish(vcpu)
-
-    def send_up(self, lane: int, envelope: Any, payload: bytes) -> None:
-        """Nothing lies above an L0 in this version."""
-        raise NotImplementedError("a hypervisor of this version has no uplink")
-
-    def set_timer(self, key: object, deadline_ns: int) -> None:
-        """No operation of this version waits for a time."""
-        raise NotImplementedError("a hypervisor of this version has no timers")
 
     def event(self, code: str, *fields: Any) -> None:
         """Pass an event of the core on to the owner."""

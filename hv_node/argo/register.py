@@ -24,6 +24,7 @@ from hmx.argo.abi import (
 )
 from hmx.argo.ring import npages_for, sanitise_tx
 from hmx.memory import FAULT, RingPages
+from hmx.nested import DOMID_XEN
 from hv_node.argo.model import Allocation, Ring
 from hv_node.argo.order import refusal
 from hv_node.domain import Domain
@@ -84,7 +85,7 @@ def register_ring(core: Argo, caller: Domain, a1: int, a2: int, npages: int, fla
         denied = core.xsm.register_any_source(caller)
         if denied:
             return denied
-    else:
+    elif partner_id != DOMID_XEN or not caller.nested:  # a nested hypervisor's downlink has us as its only sender
         partner = core.lookup(partner_id)
         if partner is None:
             return _NO_PARTNER

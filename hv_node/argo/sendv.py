@@ -1,13 +1,14 @@
 """sendv: one message from a domain's buffers into another domain's ring (Xen common/argo.c).
 
 This is the path of every byte, so it is one function without detours. The order of checks is the order of
-the text.
+the text. A domain that lives on another hypervisor owns no rings here: where none is found, the far hypervisor goes on
+from there, through this same function.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hmx.argo.abi import (
     DOMID_ANY,
@@ -15,11 +16,16 @@ from hmx.argo.abi import (
     IOV_ARRAYS,
     MAX_IOVS,
     MAX_PAYLOAD,
+    MAX_RING_PAGES,
     MESSAGE_HEADER,
+    MESSAGE_HEADER_SIZE,
+    RING_HEADER_SIZE,
     SEND_ADDR,
     VIRQ_ARGO,
 )
-from hmx.memory import FAULT, GuestMemory, RingPages
+from hmx.errno import Errno
+from hmx.memory import FAULT, PAGE_SIZE, GuestMemory, RingPages
+from hmx.nested import UPLINK_PORT
 from hv_node.argo.model import Allocation, Ring, wait_for_space
 from hv_node.argo.order import refusal
 from hv_node.domain import Domain
@@ -52,6 +58,8 @@ _pack_header = MESSAGE_HEADER.pack
 _pack_header_into = MESSAGE_HEADER.pack_into
 _SEND_ONE = Struct(SEND_ADDR.format + IOV.format.lstrip("<"))  # how a kernel lays a send of one buffer
 _AT_ONCE = SEND_ADDR.size
+HIDDEN = -int(Errno.ESRCH)  # a policy's way to say that no such domain is there for this caller
+MAX_RING_PAYLOAD = MAX_RING_PAGES * PAGE_SIZE - RING_HEADER_SIZE - 2 * MESSAGE_HEADER_SIZE  # of the largest ring
 
 
 def sendv(
@@ -63,8 +71,9 @@ def sendv(
     message_type: int,
     ctx: int,
     iov_arrays: tuple[Struct, ...],
+    token: object,
 ) -> int:
-    """arg1: addresses; arg2: iovs, laid out by `iov_arrays[count]`.  The payload's size, or a refusal."""
+    """arg1: addresses; arg2: iovs, laid out by `iov_arrays[count]`.  The payload's size, a refusal, or PENDING."""
     memory = caller.memory
     single = None
     if niov == 1 and a2 - a1 == _AT_ONCE and iov_arrays is IOV_ARRAYS:
@@ -90,11 +99,12 @@ def sendv(
         return _SPOOFED
     dst = core.lookup(dst_domid)
     if dst is None:
-        return _UNKNOWN
+        return _unresolved(core, caller, src_port, dst_domid, dst_port, message_type, iovs, ctx, token)
     if not core.permissive:
-        denied = core.xsm.send(caller, dst)
+        denied = core.send_to(caller, dst, dst_port, src_port)
         if denied:
-            core.sink.event("argo-send-denied", domid, dst_domid)
+            if core.loud and denied != HIDDEN:
+                core.sink.event("argo-send-denied", domid, dst_domid)
             return denied
     if caller.argo is None:
         return _NO_ARGO
@@ -104,6 +114,8 @@ def sendv(
     rings = dst_argo.rings
     ring = rings.get((dst_port, domid)) or rings.get((dst_port, DOMID_ANY))
     if ring is None:
+        if dst.remote is not None:
+            return dst.remote.send(caller, dst, src_port, dst_port, message_type, iovs, ctx, token)
         return _NO_RING
 
     total = 0
@@ -197,3 +209,96 @@ def _fault(
         if reach > head:
             pages.copy_in(0, data[head:])
     return _PAYLOAD
+
+
+def _unresolved(
+    core: Argo,
+    caller: Domain,
+    src_port: int,
+    domid: int,
+    port: int,
+    message_type: int,
+    iovs: tuple[int, ...],
+    ctx: int,
+    token: object,
+) -> int:
+    """The destination is nobody's id.  Experimental, not upstream, beyond the refusal."""
+    if caller.nested and domid == DOMID_ANY and port == UPLINK_PORT and core.on_uplink is not None:
+        regular, data = gather(caller.memory, ctx, iovs)
+        return core.on_uplink(caller, data, message_type) if regular else _PAYLOAD
+    if core.implicit is None:
+        return _UNKNOWN
+    return core.implicit(caller, src_port, domid, port, message_type, iovs, ctx, token)
+
+
+def gather(memory: GuestMemory, ctx: int, iovs: tuple[int, ...]) -> tuple[bool, bytes]:
+    """What a sendv's buffers hold, for somebody who copies it elsewhere (experimental, not upstream).
+
+    True: everything is in order, and these are its bytes. False: something is not, and whoever finds the ring judges
+    what; these are the bytes before the first fault, none where no ring could take them.
+    """
+    parts: list[bytes] = []
+    total = 0
+    regular = True
+    for index in range(0, len(iovs), 3):
+        va, size, pad = iovs[index : index + 3]
+        total += size
+        if pad or total > MAX_RING_PAYLOAD:
+            return False, b""
+        if not size or not regular:
+            continue
+        data = memory.read(ctx, va, size)
+        if data is FAULT:
+            regular = False
+            reach = memory.readable(ctx, va, size)
+            data = memory.read(ctx, va, reach) if reach else FAULT
+        if data is not FAULT:
+            parts.append(bytes(data))
+    return regular, parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Buffers(Protocol):
+    """The part of guest memory that a sendv reads its payload from."""
+
+    def read(self, ctx: int, va: int, n: int) -> memoryview | None:
+        """As GuestMemory's."""
+
+    def readable(self, ctx: int, va: int, n: int) -> int:
+        """As GuestMemory's."""
+
+
+class _Given:
+    """Memory of a caller whose addresses and iovs are known already; the buffers lie in `buffers`."""
+
+    __slots__ = ("_addresses", "_iovs", "read", "readable")
+
+    def __init__(self, addresses: tuple[int, ...], iovs: tuple[int, ...], buffers: Buffers) -> None:
+        self._addresses = addresses
+        self._iovs = iovs
+        self.read = buffers.read
+        self.readable = buffers.readable
+
+    def unpack(self, layout: Struct, ctx: int, va: int) -> tuple[Any, ...] | None:  # noqa: ARG002
+        return self._addresses if layout is SEND_ADDR else self._iovs
+
+
+def send_given(
+    core: Argo,
+    caller: Domain,
+    buffers: Buffers,
+    src_port: int,
+    domid: int,
+    port: int,
+    message_type: int,
+    iovs: tuple[int, ...],
+    ctx: int,
+    token: object,
+) -> int:
+    """A sendv of `caller` whose addresses and iovs are known, check by check as any other (experimental)."""
+    memory = caller.memory
+    given: Any = _Given((src_port, DOMID_ANY, 0, port, domid, 0), iovs, buffers)
+    caller.memory = given
+    try:
+        return sendv(core, caller, 0, 0, len(iovs) // 3, message_type, ctx, IOV_ARRAYS, token)
+    finally:
+        caller.memory = memory

@@ -43,6 +43,11 @@ class Gate:
         """The module behind it."""
         return self.base.name
 
+    @property
+    def loud(self) -> bool:
+        """Whether the core is to tell of the module's denials."""
+        return getattr(self.base, "loud", True)
+
     def install(self) -> None:
         """Let the core ask here from now on."""
         self.core.set_xsm(self)

@@ -107,6 +107,7 @@ class FirewallXsm:
     """
 
     permissive = False
+    loud = False  # it tells of its denials itself
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from hmx.argo.abi import (
 )
 from hmx.argo.ring import npages_for
 from hmx.errno import Errno
-from hmx.memory import PAGE_SIZE
+from hmx.memory import PAGE_SIZE, MappedMemory, PageType
 from hmx.nested import DOMID_XEN, UPLINK_PORT
 from hmx.trap import Kind, int32
 from hv_node.domain import Domain, DomainState
@@ -273,6 +273,23 @@ def test_notify_asks_in_order_and_stops_at_a_denial() -> None:
     assert flags == [full, full, 0, 0, 0]
 
 
+def test_nothing_is_asked_behind_an_entry_that_cannot_be_written() -> None:
+    """Xen stops there: the entry itself has armed its wake-up, those behind it have not."""
+    _, a, b = two()
+    register(b, Y, gfn=25, port=8)
+    assert [send(a, X, Y, bytes(60), port=port) for port in (7, 8)] == [60, 60]
+    memory, at = a.domains.lookup(X), 40 * PAGE_SIZE - RING_DATA.size - RING_DATA_ENT.size
+    assert memory is not None and isinstance(memory.memory, MappedMemory)
+    RING_DATA.pack_into(a.ram[X], at, 3, 0)
+    for index, port in enumerate((9, 7, 8)):
+        RING_DATA_ENT.pack_into(a.ram[X], at + 8 + 20 * index, port, Y, 0, 0, 0, 60, 0)
+    memory.memory.set_page(40, PageType.RAM_RO)
+    assert call(a, X, Op.NOTIFY, at) == -Errno.EFAULT
+    argo = b.domains.lookup(Y).argo  # type: ignore[union-attr]
+    assert argo is not None
+    assert {ring.port: list(ring.pending) for ring in argo.rings.values()} == {7: [X], 8: []}
+
+
 # -- posted links ----
 
 
@@ -371,6 +388,26 @@ def test_a_dead_hypervisor_takes_its_guests_along(how: str) -> None:
     assert send(a, 1, 2) == REFUSED
     lab.advance(SECOND)
     assert send(a, 1, 2) == GONE
+
+
+def test_a_hypervisor_that_comes_again_is_met_anew() -> None:
+    """Its guests have new ids at once, also while those of the dead ones still resolve."""
+    lab, a, _ = two()
+    a.level.on_peer("b", "dead", lab.now)
+    assert send(a, X, Y) == REFUSED
+    register(a, X)
+    again = lab.boot(B, list(lab.nodes), epoch=2)
+    again.create(Y, "y")
+    a.level.on_peer("b", "up", lab.now)
+    assert send(again, Y, X) == 5
+    assert send(a, X, Y) == REFUSED
+    proxy = a.level.resolve(("b", "y"))
+    assert proxy is not None and proxy.domid == DYNAMIC_FIRST
+    register(again, Y)
+    assert send(a, X, proxy.domid) == 5
+    lab.advance(SECOND)
+    assert send(a, X, Y) == GONE
+    assert send(a, X, proxy.domid) == 5
 
 
 def test_an_origin_of_an_older_epoch_is_fenced() -> None:

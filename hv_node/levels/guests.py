@@ -1,0 +1,199 @@
+"""Who lives here and who elsewhere, as a level knows them.  Experimental, not upstream.
+
+A guest is known to others by its name; the second one of that name, after a restart, as name#2.  What becomes of a
+guest is told to every hypervisor that may know it; what becomes of others is done to their proxies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hv_node.domain import Domain
+from hv_node.levels import paths
+from hv_node.levels.options import Death
+from hv_node.levels.paths import ITSELF, Path
+from hv_node.levels.proxies import Proxies, RemoteEnd
+
+if TYPE_CHECKING:
+    from hv_node.argo.core import Argo
+    from hv_node.domain import DomainTable
+    from hv_node.levels.calls import Calls
+    from hv_node.levels.far import Far
+    from hv_node.levels.near import Near
+    from hv_node.levels.options import Host, LevelCounters, LevelOptions
+
+
+class Guests:
+    """The part of a level that knows names."""
+
+    path: Path
+    host: Host
+    argo: Argo
+    domains: DomainTable
+    options: LevelOptions
+    counters: LevelCounters
+    calls: Calls
+    near: Near
+    far: Far
+    now_ns: int
+
+    def __init__(self, proxies: Proxies) -> None:
+        self.proxies = proxies
+        self.on_born: Callable[[Domain], None] | None = None
+        self.on_lost: Callable[[Path], None] | None = None
+        self._guests: dict[str, Domain] = {}
+        self._names: dict[int, str] = {}
+        self._births: Counter[str] = Counter()
+        self._freeing: list[tuple[int, Domain]] = []
+
+    # -- our own ----
+
+    def domain_created(self, domain: Domain) -> None:
+        """A domain was created here.  A nested hypervisor is no guest that others could name."""
+        if domain.remote is None and not domain.nested:
+            self._enter(domain)
+        if self.on_born is not None:
+            self.on_born(domain)
+
+    def _enter(self, domain: Domain) -> None:
+        self._births[domain.name] += 1
+        number = self._births[domain.name]
+        name = paths.incarnation(domain.name, number)
+        self._guests[name] = domain
+        self._names[domain.domid] = name
+        if number > 1:
+            self.near.tell(paths.incarnation(domain.name, number - 1), Death.SUCCEEDED, name)
+
+    def domain_died(self, domain: Domain) -> None:
+        """A guest of ours is dying: its Argo state is gone, its id still resolves."""
+        if self.proxies.on_death is not None:
+            self.proxies.on_death(domain)
+        name = self._names.get(domain.domid)
+        if name is not None:
+            self.near.forget(domain.domid)
+            self.near.tell(name, Death.DYING)
+
+    def domain_freed(self, domid: int) -> None:
+        """Its id no longer resolves."""
+        name = self._names.pop(domid, None)
+        if name is not None:
+            self.near.forget(domid)
+            self.near.tell(name, Death.FREED)
+            del self._guests[name]
+
+    def domain_reset(self, domain: Domain) -> None:
+        """A guest of ours was soft reset."""
+        name = self._names.get(domain.domid)
+        if name is not None:
+            self.near.tell(name, Death.RESET)
+
+    def guest(self, name: str) -> Domain | None:
+        """Our guest of that name, alive or dying."""
+        return self._guests.get(name)
+
+    def guest_path(self, domid: int) -> Path | None:
+        """The path of a guest of ours."""
+        name = self._names.get(domid)
+        return None if name is None else (*self.path, name)
+
+    # -- everybody ----
+
+    def path_of(self, domid: int) -> Path | None:
+        """Where a domain of this hypervisor's table lives."""
+        domain = self.domains.lookup(domid)
+        if domain is not None and domain.remote is not None:
+            return domain.remote.path
+        return self.guest_path(domid)
+
+    def resolve(self, path: Path) -> Domain | None:
+        """The domain by which whoever the topology has at `path` is known here now, in its latest incarnation."""
+        if path[:-1] != self.path:
+            return self.proxies.current(path)
+        number = self._births[paths.plain(path[-1])]
+        return self._guests.get(paths.incarnation(path[-1], number) if path[-1] not in self._guests else path[-1])
+
+    def label_of(self, domid: int) -> str:
+        """The label of a domain of this hypervisor's table."""
+        domain = self.domains.lookup(domid)
+        if domain is not None and isinstance(domain.remote, RemoteEnd):
+            return domain.remote.label
+        return self.label_by_name(self._names.get(domid, ITSELF))
+
+    def label_by_name(self, name: str) -> str:
+        """The label of a guest of ours."""
+        return self.options.labels.get(paths.plain(name), "")
+
+    def source(self, domid: int, far: Path) -> Path:
+        """`src_path` of what a guest of ours says to the hypervisor at `far`."""
+        return self.started(self._names.get(domid, ITSELF), far)
+
+    def started(self, guest: str, far: Path) -> Path:
+        """`src_path` of what is said to the hypervisor at `far` in a guest's name, or (ITSELF) in our own."""
+        climbing = paths.way_to_hypervisor(self.path, far).where is paths.Where.UP
+        return paths.started(self.path, guest, climbing=climbing)
+
+    def peers(self) -> list[Path]:
+        """Every other hypervisor that may know our guests."""
+        known = [domain.remote.path[:-1] for domain in self.proxies if domain.remote is not None]
+        return list(dict.fromkeys((*self.options.peers, *known, *self.far.answers.origins)))
+
+    # -- effects ----
+
+    def wake(self, domain: Domain) -> None:
+        """VIRQ_ARGO for a proxy."""
+        self.far.retry(domain.domid)
+        if domain.argo is not None:
+            self.near.wake(domain)
+
+    def settle(self, token: object, domid: int, ret: int | None) -> None:
+        """A guest's operation that was pending ends, unless the guest is dead."""
+        if ret is not None and domid in self._names:
+            self.host.complete(token, ret)
+
+    # -- others' deaths ----
+
+    def died(self, path: Path, what: int, payload: bytes, epoch: int) -> None:
+        """What became of the guest, or (last name "") of the hypervisor, at `path`.  Nothing happens twice."""
+        if what == Death.CHILD:
+            self.hypervisor_died((*path[:-1], payload.decode(errors="replace")))
+            return
+        if path[-1] == ITSELF:
+            self.hypervisor_died(path[:-1])
+            return
+        domain = self.proxies.lookup(path)
+        if what == Death.RESET:
+            if domain is not None:
+                self.argo.soft_reset(domain)
+            return
+        if domain is not None:
+            self.counters.deaths += self.proxies.die(domain)
+            if what == Death.FREED:
+                self.proxies.free(domain)
+        name = payload.decode(errors="replace")
+        if what == Death.SUCCEEDED and name != path[-1] and paths.plain(name) == paths.plain(path[-1]):
+            self.proxies.meet((*path[:-1], name), epoch, "")
+
+    def hypervisor_died(self, prefix: Path) -> None:
+        """The hypervisor at `prefix` is dead: so are its guests, and the hypervisors inside it."""
+        if paths.within(prefix, self.path):
+            return
+        for domain in self.proxies.below(prefix):
+            self.counters.deaths += self.proxies.retire(domain)
+            self._freeing.append((self.now_ns + self.options.linger_ns, domain))
+        self.calls.far_died(prefix)
+        if self.on_lost is not None:
+            self.on_lost(prefix)
+        self.far.answers.died(prefix)
+        self.far.retry()
+
+    def next_free(self) -> int | None:
+        """When `free_due` has something to do."""
+        return min((due for due, _ in self._freeing), default=None)
+
+    def free_due(self, now_ns: int) -> None:
+        """Free the proxies of dead hypervisors that have been held long enough."""
+        for due, domain in [item for item in self._freeing if item[0] <= now_ns]:
+            self._freeing.remove((due, domain))
+            self.proxies.free(domain)

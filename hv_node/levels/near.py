@@ -1,0 +1,259 @@
+"""What our own guests do to guests of other hypervisors, and what others are told.  Experimental, not upstream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from broker.envelope import EnvelopeKind
+from hmx.argo.abi import VIRQ_ARGO, Op
+from hmx.errno import Errno
+from hv_node.argo.notify import Entries, QueryAnswer, QueryEntry
+from hv_node.domain import Domain
+from hv_node.effects import PENDING
+from hv_node.levels.calls import Operation
+from hv_node.levels.options import Death
+from hv_node.levels.paths import ITSELF, Path
+from hv_node.levels.proxies import RemoteEnd
+from hv_node.levels.remote import BACK_SHIFT, Form, pack_message, pack_query, unpack_answers
+
+if TYPE_CHECKING:
+    from hv_node.levels.level import Level
+
+_NO_CREDIT: Final = -int(Errno.EAGAIN)
+
+
+@dataclass(slots=True)
+class _PostedLink:
+    """Messages posted to one far hypervisor."""
+
+    open: int = 0
+    last: int = 0  # number of the latest one
+    waiting: dict[int, None] = field(default_factory=dict)  # guests that found no credit
+
+
+class Near:
+    """The door behind every proxy."""
+
+    def __init__(self, level: Level) -> None:
+        self._level = level
+        self._waking: dict[int, tuple[Operation, bool]] = {}
+        self._posted: dict[Path, _PostedLink] = {}
+        self._resets: dict[tuple[str, Path], Operation] = {}  # soft resets that the far side may not know
+        self._lost: dict[tuple[int, int, int], int] = {}  # (sender, proxy, port) -> errno of a posted message
+
+    # -- sendv ----
+
+    def send(
+        self,
+        end: RemoteEnd,
+        caller: Domain,
+        dst: Domain,
+        src_port: int,
+        dst_port: int,
+        message_type: int,
+        iovs: tuple[int, ...],
+        ctx: int,
+        token: object,
+    ) -> int:
+        """The rest of a sendv to a proxy, from the search for the ring on."""
+        level = self._level
+        form, size, payload = pack_message(caller, ctx, iovs)
+        link = self._posted_link(end.far) if not form else None
+        if link is not None:
+            known = self._lost.pop((caller.domid, dst.domid, dst_port), None)
+            if known is not None:
+                return known
+            if link.open >= level.options.posted_credit:
+                link.waiting[caller.domid] = None
+                return _NO_CREDIT
+            form = Form.POSTED
+            if level.calls.find(link.last) is not None:
+                form |= (level.calls.next_seq - link.last) << BACK_SHIFT
+        level.counters.sends += 1
+        op = level.calls.begin(
+            EnvelopeKind.SEND,
+            end.far,
+            level.source(caller.domid, end.far),
+            end.path,
+            level.label_of(caller.domid),
+            payload,
+            op=level.argo.through,
+            port_src=src_port,
+            port_dst=dst_port,
+            msg_type=message_type,
+            ret=int(form),
+            caller=caller.domid,
+        )
+        self._begun(op, caller.domid)
+        if link is not None:
+            return self._post(link, op, dst, size)
+        return self._wait(op, token, caller.domid)
+
+    def send_up(
+        self,
+        caller: Domain,
+        src_port: int,
+        port: int,
+        message_type: int,
+        iovs: tuple[int, ...],
+        ctx: int,
+        token: object,
+    ) -> int:
+        """A sendv whose destination the parent finds; it is never posted."""
+        level = self._level
+        parent = level.path[:-1]
+        form, _, payload = pack_message(caller, ctx, iovs)
+        level.counters.sends += 1
+        op = level.calls.begin(
+            EnvelopeKind.SEND,
+            parent,
+            level.source(caller.domid, parent),
+            (*parent, ITSELF),
+            level.label_of(caller.domid),
+            payload,
+            op=level.argo.through,
+            port_src=src_port,
+            port_dst=port,
+            msg_type=message_type,
+            ret=int(form),
+            caller=caller.domid,
+            anybody=True,
+        )
+        return self._wait(op, token, caller.domid)
+
+    def _wait(self, op: Operation, token: object, domid: int) -> int:
+        """The result, if it is there at once."""
+        self._level.calls.send(op)
+        if op.ret is not None:
+            return op.ret
+        op.settled = lambda op: self._sent(op, token, domid)
+        return PENDING
+
+    def _sent(self, op: Operation, token: object, domid: int) -> None:
+        if op.ret is not None and op.ret >= 0:
+            self._level.host.message_sent(domid, op.ret)
+        self._level.settle(token, domid, op.ret)
+
+    # -- posted links ----
+
+    def _posted_link(self, far: Path) -> _PostedLink | None:
+        if far not in self._level.options.posted:
+            return None
+        return self._posted.setdefault(far, _PostedLink())
+
+    def _post(self, link: _PostedLink, op: Operation, dst: Domain, size: int) -> int:
+        """The sender goes on at once."""
+        level = self._level
+        level.counters.posted += 1
+        link.open += 1
+        link.last = op.seq
+        op.posted = True
+        key = (op.caller or 0, dst.domid, op.envelope.port_dst)
+        op.settled = lambda op: self._returned(link, op, key)
+        level.calls.send(op)
+        return size
+
+    def _returned(self, link: _PostedLink, op: Operation, key: tuple[int, int, int]) -> None:
+        """A posted message was answered: there is credit again, and whoever waited for it is told as for room."""
+        level = self._level
+        link.open -= 1
+        assert op.ret is not None
+        if op.ret < 0:
+            level.counters.posted_lost += 1
+            level.host.event("posted-message-lost", *key, op.ret)
+            if level.guest_path(key[0]) is not None:
+                self._lost[key] = op.ret
+        waiting = list(link.waiting)
+        link.waiting.clear()
+        for domid in waiting:
+            level.host.raise_virq(domid, VIRQ_ARGO)
+
+    # -- notify ----
+
+    def query(self, end: RemoteEnd, entries: Entries, targets: list[QueryEntry]) -> QueryAnswer | None:
+        """Ask the far hypervisor about rings; None: `entries.answered` comes later."""
+        level = self._level
+        level.counters.queries += 1
+        op = level.calls.begin(
+            EnvelopeKind.QUERY,
+            end.far,
+            level.source(entries.caller.domid, end.far),
+            (*end.far, ITSELF),
+            level.label_of(entries.caller.domid),
+            pack_query(targets),
+            op=Op.NOTIFY,
+            caller=entries.caller.domid,
+        )
+        level.calls.send(self._begun(op, entries.caller.domid))
+        if op.ret is not None:
+            return unpack_answers(op.ret, op.reply, len(targets))
+        op.settled = lambda op: entries.answered(unpack_answers(op.ret or 0, op.reply, len(targets)))
+        return None
+
+    # -- what is said ----
+
+    def wake(self, proxy: Domain) -> None:
+        """VIRQ_ARGO for a guest elsewhere.  One that has not left yet serves for this one too."""
+        known = self._waking.get(proxy.domid)
+        if known is not None:
+            op, _ = known
+            self._waking[proxy.domid] = op, bool(op.out)
+            return
+        end = proxy.remote
+        assert isinstance(end, RemoteEnd)
+        self._level.counters.wakes += 1
+        op = self._say(EnvelopeKind.WAKE, end.far, ITSELF, end.path, 0)
+        if op.ret is None:
+            self._waking[proxy.domid] = op, False
+            op.settled = lambda _: self._woken(proxy)
+
+    def _woken(self, proxy: Domain) -> None:
+        _, again = self._waking.pop(proxy.domid)
+        if again and proxy.argo is not None:
+            self.wake(proxy)
+
+    def tell(self, guest: str, what: Death, name: str = "") -> None:
+        """Tell every hypervisor that may know `guest` what became of it."""
+        for far in self._level.peers():
+            before = self._resets.get((guest, far))
+            op = self._say(EnvelopeKind.ENDPOINT_DIED, far, guest, (*far, ITSELF), what, name, before)
+            if what == Death.RESET and op.ret is None:
+                # What the guest does now belongs to its new state, and must not arrive before the old one's end.
+                self._resets[guest, far] = op
+
+    def _begun(self, op: Operation, domid: int) -> Operation:
+        """A guest's operation: behind its latest soft reset, if that is not yet known at the far side."""
+        path = self._level.guest_path(domid)
+        key = (ITSELF if path is None else path[-1]), op.far
+        reset = self._resets.get(key)
+        if reset is not None and reset.ret is not None:
+            del self._resets[key]
+        else:
+            op.after = reset
+        return op
+
+    def _say(
+        self,
+        kind: EnvelopeKind,
+        far: Path,
+        guest: str,
+        dst: Path,
+        op: int,
+        name: str = "",
+        after: Operation | None = None,
+    ) -> Operation:
+        level = self._level
+        src_path = level.started(guest, far)
+        made = level.calls.begin(kind, far, src_path, dst, level.label_by_name(guest), name.encode(), op=op)
+        made.after = after
+        level.calls.send(made)
+        return made
+
+    def forget(self, domid: int) -> None:
+        """A guest of ours is dead: nobody waits for its operations."""
+        self._level.calls.forget_caller(domid)
+        for link in self._posted.values():
+            link.waiting.pop(domid, None)
+        for key in [key for key in self._lost if key[0] == domid]:
+            del self._lost[key]

@@ -1,0 +1,577 @@
+"""Slots and policy over levels in memory: what a plan says, what orders change, what holds once they are answered."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from hmx.argo.abi import DOMID_ANY, RING_DATA, RING_DATA_ENT
+from hmx.argo.consumer import Consumer
+from hmx.argo.ring import npages_for
+from hmx.errno import Errno
+from hmx.memory import PAGE_SIZE, MappedMemory, Window
+from hmx.slots import QUERY_ENDPOINT as QUERY
+from hmx.slots import DelegateCall, DelegateFlag, SlotOp, pack_delegate, parse_endpoint
+from hv_node.config import DomainConfig, HypervisorConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
+from hv_node.domain import Domain
+from hv_node.effects import PENDING
+from hv_node.levels.errands import Request
+from hv_node.levels.furnish import Furniture
+from hv_node.levels.options import LevelOptions
+from hv_node.levels.orders import Orders
+from hv_node.levels.paths import Path
+from hv_node.xsm import DummyXsm
+from tests.doubles.levels import Lab, Node
+from tests.hv_node.levels.test_level import call, register, send
+
+ECHO = 7  # where every guest listens
+STORAGE = 0xD0000
+GONE, REFUSED, DENIED = -Errno.ESRCH, -Errno.ECONNREFUSED, -Errno.EACCES
+A, B, N = ("a",), ("b",), ("a", "n")
+APP, STORE, OTHER, FAR, DEEP = 1, 2, 3, 4, 5
+GUESTS = {(*A, "app"): APP, (*A, "store"): STORE, (*A, "other"): OTHER, (*B, "far"): FAR, (*N, "deep"): DEEP}
+NESTED = 9  # domain of n on a
+DELEGABLE = True
+
+
+def slot(holder: str, to: Path, number: int = 0, port: int = STORAGE, to_port: int | None = ECHO, **more: Any) -> Any:
+    return SlotConfig(holder, number, None, port, to, to_port, **more)
+
+
+def rules(*pairs: tuple[str, str]) -> PolicyConfig:
+    """Each pair: who may send to whom, at ECHO."""
+    return PolicyConfig("firewall", tuple(RuleConfig(a, b, ((ECHO, ECHO),), True) for a, b in pairs))
+
+
+def labelled(found: LevelOptions) -> LevelOptions:
+    """Everybody has a label."""
+    remotes = tuple(replace(remote, label=f"{remote.name}_t") for remote in found.remotes)
+    return replace(found, labels={path[-1]: f"{path[-1]}_t" for path in GUESTS}, remotes=remotes)
+
+
+class House:
+    """Three hypervisors: a with app, store, other, and with n (deep) inside; b with far.  Each is furnished."""
+
+    def __init__(
+        self,
+        *slots: SlotConfig,
+        confined: tuple[str, ...] = (),
+        policy: PolicyConfig | None = None,
+        held: bool = False,
+    ) -> None:
+        self.lab = Lab([A, B, N], guests=GUESTS, options=labelled)
+        self.furniture: dict[Path, Furniture] = {}
+        self.orders: dict[Path, Orders] = {}
+        self.said: list[tuple[Path, int, str]] = []
+        node = self.lab.nodes[A]
+        domain = Domain(NESTED, MappedMemory(bytearray(PAGE_SIZE)), name="n", nested=True)
+        node.domains.create(domain)
+        node.argo.domain_init(domain)
+        node.level.domain_created(domain)
+        for path, node in self.lab.nodes.items():
+            config = self.config(path, slots, confined, policy)
+            self.furniture[path] = Furniture(config, node.level, DummyXsm())
+            self.orders[path] = Orders(
+                self.furniture[path], lambda number, words, path=path: self.said.append((path, number, words))
+            )
+            for domain in node.domains:
+                if domain.remote is None and not domain.nested:
+                    assert register(node, domain.domid) == 0
+        if held:
+            for wire in self.lab.wires.values():
+                wire.held = True
+
+    def config(self, path: Path, slots: tuple[SlotConfig, ...], confined: tuple[str, ...], policy: Any) -> Any:
+        own = [(guest[-1], domid) for guest, domid in GUESTS.items() if guest[:-1] == path]
+        domains = [
+            DomainConfig(name, domid, 4096, 1, label=f"{name}_t", implicit_only=name in confined) for name, domid in own
+        ]
+        if path == A:
+            domains.append(DomainConfig("n", NESTED, 4096, 1, nested=True))
+        names = {domain.name for domain in domains}
+        remotes = tuple(RemoteConfig(p[-1], d, p, f"{p[-1]}_t") for p, d in GUESTS.items() if p[:-1] != path)
+        return HypervisorConfig(
+            "lab", path[-1], "", "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), (), "1", "dummy", "", 0, 0,
+            tuple(domains), path=path, remotes=remotes, slots=tuple(row for row in slots if row.holder in names),
+            policy=policy,
+        )  # fmt: skip
+
+    # -- guests ----
+
+    def node(self, domid: int) -> Node:
+        return self.lab.node(domid)
+
+    def send(self, domid: int, target: int = DOMID_ANY, port: int = STORAGE) -> int:
+        """A guest's sendv, to its end."""
+        node, token = self.node(domid), object()
+        ret = send(node, domid, target, token=token, port=port)
+        self.lab.settle()
+        return node.completed[token] if ret is PENDING else ret
+
+    def send_now(self, domid: int) -> int:
+        """A guest's sendv, as far as it comes by itself."""
+        return send(self.node(domid), domid, DOMID_ANY, port=STORAGE)
+
+    def got(self, domid: int) -> list[tuple[int, bytes]]:
+        """(sender, payload) of what lies in a guest's ring."""
+        window = Window(self.node(domid).ram[domid], 24 * PAGE_SIZE, npages_for(112) * PAGE_SIZE)
+        consumer = Consumer(window, 112)
+        found = []
+        while (message := consumer.receive()) is not None:
+            found.append((message.source_domid, bytes(message.payload)))
+        return found
+
+    def arrives(self, sender: int, receiver: int, target: int = DOMID_ANY, port: int = STORAGE) -> bool:
+        """Whether a message gets through; and nothing else happens."""
+        self.got(receiver)
+        ret = self.send(sender, target, port)
+        found = self.got(receiver)
+        assert (ret == 5) == bool(found), (ret, found)
+        return bool(found)
+
+    def query(self, domid: int, *entries: tuple[int, int]) -> list[int]:
+        """notify about (port, domid) pairs: the flags."""
+        node, token = self.node(domid), object()
+        ram = node.ram[domid]
+        RING_DATA.pack_into(ram, 0x4000, len(entries), 0)
+        for index, (port, target) in enumerate(entries):
+            at = 0x4000 + RING_DATA.size + index * RING_DATA_ENT.size
+            RING_DATA_ENT.pack_into(ram, at, port, target, 0, 0, 0, 5, 0)
+        ret = call(node, domid, 4, 0x4000, token=token)
+        self.lab.settle()
+        assert (node.completed[token] if ret is PENDING else ret) == 0
+        size = RING_DATA_ENT.size
+        return [RING_DATA_ENT.unpack_from(ram, 0x4000 + RING_DATA.size + i * size)[3] for i in range(len(entries))]
+
+    # -- orders ----
+
+    def order(self, path: Path, what: str, data: Any, number: int = 1) -> None:
+        self.orders[path].order(number, what, json.dumps(data))
+
+    def connect(self, path: Path, row: SlotConfig, number: int = 1) -> list[str]:
+        self.order(path, "connect", asdict(row), number)
+        return self.words(path, number)
+
+    def disconnect(self, path: Path, holder: str, number: int = 2) -> list[str]:
+        self.order(path, "disconnect", {"holder": holder, "port": STORAGE, "source_port": None}, number)
+        return self.words(path, number)
+
+    def words(self, path: Path, number: int) -> list[str]:
+        """What was answered to an order up to now."""
+        return [words for known, given, words in self.said if (known, given) == (path, number)]
+
+    def hold(self) -> None:
+        """From now on links deliver when told to."""
+        for wire in self.lab.wires.values():
+            wire.held = True
+        for wire in (*self.lab.fabric.up.values(), *self.lab.fabric.down.values()):
+            wire.held = True
+
+    def advance(self, ns: int) -> None:
+        end = self.lab.now + ns
+        while self.lab.now < end:
+            self.lab.advance(50_000_000)
+            for furniture in self.furniture.values():
+                furniture.turn(self.lab.now)
+            self.lab.settle()
+
+
+PLACES = [("a", STORE), ("b", FAR), ("n", DEEP)]
+
+
+@pytest.mark.parametrize("target", [STORE, FAR, DEEP])
+def test_a_service_wherever_it_is(target: int) -> None:
+    """The same port, the same words: beside, on another host, inside a nested hypervisor."""
+    path = next(path for path, domid in GUESTS.items() if domid == target)
+    house = House(slot("app", path), confined=("app",))
+    assert house.arrives(APP, target)
+    assert house.query(APP, (STORAGE, DOMID_ANY))[0] & 3
+    assert house.query(APP, (ECHO, target)) == [0]
+    assert house.send(APP, target, ECHO) == GONE
+
+
+@pytest.mark.parametrize("target", [STORE, FAR])
+def test_up(target: int) -> None:
+    """A guest of n leaves the choice to a, whose table for n decides; without it there is nobody."""
+    path = next(path for path, domid in GUESTS.items() if domid == target)
+    house = House(slot("deep", (), to_port=None), slot("n", path), confined=("deep",))
+    assert house.arrives(DEEP, target)
+    bare = House(slot("deep", (), to_port=None), confined=("deep",))
+    assert bare.send(DEEP) == GONE
+    far = House(slot("far", (), to_port=None))
+    assert far.send(FAR) == GONE  # nothing is around b
+
+
+def test_up_ends_with_either_slot() -> None:
+    """A confined receiver may answer what came up until the guest's slot, or that of its hypervisor, is revoked."""
+    for holder, path in (("deep", N), ("n", A)):
+        house = House(slot("deep", (), to_port=None), slot("n", (*A, "store")), confined=("deep", "store"))
+        assert house.send(STORE, DEEP, 5) == GONE
+        assert house.arrives(DEEP, STORE)
+        assert house.send(STORE, DEEP, 5) == REFUSED  # it listens elsewhere, but is there
+        assert house.disconnect(path, holder) == [""]
+        assert house.send(STORE, DEEP, 5) == GONE
+        assert house.send(DEEP) == GONE
+
+
+def test_a_confined_guest_reaches_nothing() -> None:
+    """Every domain id, random ports: -ESRCH each time, no flags, no event, and nobody hears anything."""
+    house = House(slot("app", (*A, "store")), confined=("app",))
+    chance = random.Random(5)
+    node = house.lab.nodes[A]
+    before = len(node.events)
+    for domid in (*range(0, 0x8000, 37), *GUESTS.values(), NESTED, 0x7FF0, 0x7FF2, 0x7FF5, 0xFFFF):
+        for port in (ECHO, STORAGE, chance.randrange(1 << 32)):
+            assert house.send(APP, domid, port) == GONE if domid != DOMID_ANY else True
+            assert house.query(APP, (port, domid)) == [0] if domid != DOMID_ANY else True
+    for port in [chance.randrange(1 << 32) for _ in range(2000)]:
+        assert port == STORAGE or house.send(APP, DOMID_ANY, port) == GONE
+    assert [house.got(domid) for domid in (STORE, OTHER, FAR, DEEP)] == [[]] * 4
+    assert len(node.events) == before
+    assert register(node, APP, STORE, gfn=30) == GONE
+    assert register(node, APP, FAR, gfn=30) == GONE
+
+
+# ---- orders ----
+
+
+def test_connect_and_disconnect() -> None:
+    """From the answer on it holds; a repeated order is answered again and not carried out again."""
+    house = House()
+    assert house.send(APP) == GONE
+    assert house.connect(A, slot("app", (*A, "store"), -1)) == [""]
+    assert house.arrives(APP, STORE)
+    assert house.connect(A, slot("app", (*A, "store"), -1)) == ["", ""]
+    assert len(house.furniture[A].inspect()["slots"]) == 1
+    assert house.connect(A, slot("app", (*B, "far"), -1), 3) == [""]  # in its place
+    assert house.arrives(APP, FAR)
+    assert house.disconnect(A, "app") == [""]
+    assert house.send(APP) == GONE
+    assert house.disconnect(B, "app") == [""]  # nothing of it is there
+    assert house.disconnect(A, "app", 4) == ["app holds no such slot"]
+
+
+BAD = [
+    ("connect", asdict(slot("far", (*A, "store"))), "far is not on a"),
+    ("connect", asdict(slot("app", ("c", "x"))), "c/x cannot be reached from a"),
+    ("connect", asdict(SlotConfig("app", 1, None, None, ())), "serves neither"),
+    ("connect", {**asdict(slot("app", (*A, "store"))), "port": -1}, "whole number"),
+    ("connect", {**asdict(slot("app", (*A, "store"))), "rate": "x"}, "rate"),
+    ("connect", [], "an object"),
+    ("connect", {}, "slot"),
+    ("disconnect", {}, "holder"),
+    ("policy", {"module": "none", "rules": []}, "no policy module"),
+    ("policy", {"module": "firewall", "rules": [3]}, "a rule is an object"),
+    ("policy", {"module": "firewall", "rules": [{"source": "x"}]}, "a source, a target"),
+    ("policy", {"module": "firewall", "rules": 7}, "a list"),
+    ("policy", {"module": "firewall", "permissions": [["x", "fly"]]}, "one of enable"),
+    ("dance", {}, "no order"),
+]
+
+
+@pytest.mark.parametrize(("what", "data", "words"), BAD)
+def test_orders_that_cannot_be(what: str, data: Any, words: str) -> None:
+    """Refused with words, and nothing has changed."""
+    house = House(slot("app", (*A, "store")))
+    house.order(A, what, data)
+    assert len(house.words(A, 1)) == 1
+    assert words in house.words(A, 1)[0]
+    assert house.arrives(APP, STORE)
+
+
+def test_a_revocation_is_answered_when_it_holds() -> None:
+    """store (confined) could answer far's app only until b's disconnect is answered, which waits for a."""
+    house = House(slot("far", (*A, "store")), confined=("store",))
+    assert house.arrives(FAR, STORE)
+    assert house.send(STORE, FAR, 5) == REFUSED  # there, at a port where nobody listens
+    house.hold()
+    assert house.disconnect(B, "far") == []
+    assert house.send_now(FAR) == GONE
+    house.lab.settle()
+    assert house.words(B, 2) == [""]
+    assert house.send(STORE, FAR, 5) == GONE
+
+
+def test_a_revocation_waits_for_what_is_under_way() -> None:
+    """A send that has left may arrive: the order is answered behind its result.  One that has not is refused."""
+    house = House(slot("app", (*B, "far")))
+    node = house.lab.nodes[A]
+    house.hold()
+    assert send(node, APP, DOMID_ANY, token="left", port=STORAGE) is PENDING
+    assert house.disconnect(A, "app") == []
+    assert "left" not in node.completed
+    house.lab.settle()
+    house.furniture[A].turn(house.lab.now)
+    assert node.completed["left"] == 5
+    assert house.words(A, 2) == [""]
+    assert house.got(FAR)
+    house.connect(A, slot("app", (*B, "far"), -1), 5)
+    house.lab.wires[A, ()].room = 0
+    assert send(node, APP, DOMID_ANY, token="stays", port=STORAGE) is PENDING
+    house.disconnect(A, "app", 6)
+    assert node.completed["stays"] == REFUSED
+    house.lab.wires[A, ()].room = None
+    node.level.on_room()
+    house.lab.settle()
+    house.furniture[A].turn(house.lab.now)
+    assert (house.words(A, 6), house.got(FAR)) == ([""], [])
+
+
+def test_a_revocation_outlives_a_lost_link() -> None:
+    """The link timeout is no answer: it is asked again until the other side is there, or dead."""
+    house = House(slot("far", (*A, "store")), confined=("store",))
+    assert house.arrives(FAR, STORE)
+    house.lab.cut(B)
+    assert house.disconnect(B, "far") == []
+    house.advance(12_000_000_000)
+    assert house.words(B, 2) == []
+    house.lab.heal(B)
+    house.advance(1_000_000_000)
+    assert house.words(B, 2) == [""]
+    assert house.send(STORE, FAR, 5) == GONE
+
+
+def test_a_dead_hypervisor_has_nothing_to_answer() -> None:
+    """What waits for it ends; what was made from its slots is gone."""
+    house = House(slot("far", (*A, "store")), confined=("store",))
+    assert house.arrives(FAR, STORE)
+    house.lab.cut(A)
+    assert house.disconnect(B, "far") == []
+    house.lab.nodes[B].level.on_peer("a", "dead", house.lab.now)
+    assert house.words(B, 2) == [""]
+
+
+# ---- passing on ----
+
+
+def delegate(house: House, domid: int, to_slot: int = 1, number: int = 0) -> int:
+    node, token = house.node(domid), object()
+    node.ram[domid][0x5000 : 0x5000 + 256] = pack_delegate(
+        DelegateCall(number, to_slot, DelegateFlag(0), 0, 0, (), ())
+    ).ljust(256, b"\0")
+    ret = call(node, domid, SlotOp.DELEGATE, 0x5000, token=token)
+    house.lab.settle()
+    return node.completed[token] if ret is PENDING else ret
+
+
+def passing(**more: Any) -> House:
+    """app may pass storage on, and knows a way to far; far is confined."""
+    return House(
+        slot("app", (*A, "store"), delegable=True), slot("app", (*B, "far"), 1, 99), confined=("far", "app"), **more
+    )
+
+
+def test_a_slot_is_passed_to_another_hypervisor() -> None:
+    """far reaches store by it; the chain shows; revoking the parent revokes it before that is answered."""
+    house = passing()
+    assert house.send(FAR) == GONE
+    assert delegate(house, APP) == 0
+    assert house.arrives(FAR, STORE)
+    (shown,) = house.furniture[B].inspect()["slots"]
+    assert (shown["chain"], shown["to"]) == (("a/app#0x0",), "a/store")
+    assert house.furniture[A].inspect()["slots"][0]["passed_to"] == ("b/far",)
+    assert delegate(house, APP) == -Errno.EEXIST
+    house.hold()
+    assert house.disconnect(A, "app") == []
+    house.lab.settle()
+    assert house.words(A, 2) == [""]
+    assert house.send(FAR) == GONE
+    assert "slots" not in house.furniture[B].inspect()
+
+
+def test_a_chain_over_three_hypervisors_answers_late() -> None:
+    """b must ask n first: it says later, and tells when n has answered; nothing before that."""
+    house = House(
+        slot("app", (*A, "store"), delegable=True), slot("app", (*B, "far"), 1, 99),
+        slot("far", (*N, "deep"), 1, 99), confined=("deep",),
+    )  # fmt: skip
+    node = house.node(APP)
+    call_ = DelegateCall(0, 1, DelegateFlag.DELEGABLE, 0, 0, (), ())
+    node.ram[APP][0x5000 : 0x5000 + 256] = pack_delegate(call_).ljust(256, b"\0")
+    assert call(node, APP, SlotOp.DELEGATE, 0x5000, token="d") == 0
+    assert delegate(house, FAR, 1, 0x1_0000) == 0
+    assert house.arrives(DEEP, STORE)
+    house.hold()
+    assert house.disconnect(A, "app") == []
+    waits = 0
+    while not house.words(A, 2):
+        gone = "slots" not in house.furniture[N].inspect()
+        house.lab.deliver(house.lab.busy()[0])
+        waits += 1
+    assert gone
+    assert waits > 6
+    house.lab.settle()
+    assert house.send(DEEP) == GONE
+    assert [furniture.errands.open for furniture in house.furniture.values()] == [0, 0, 0]
+
+
+def test_an_unknown_outcome_of_passing_on_is_undone() -> None:
+    """The guest is told -EIO, and what the other side may have entered is revoked there."""
+    house = passing()
+    node = house.node(APP)
+    node.ram[APP][0x5000 : 0x5000 + 256] = pack_delegate(
+        DelegateCall(0, 1, DelegateFlag(0), 0, 0, (), ())
+    ).ljust(256, b"\0")
+    answers = house.lab.fabric.down["a"]
+    deliver, answers.deliver = answers.deliver, lambda envelope, payload: None
+    assert call(node, APP, SlotOp.DELEGATE, 0x5000, token="d") is PENDING
+    house.lab.settle()
+    assert house.furniture[B].inspect()["slots"]
+    house.lab.nodes[A].level.on_link(False, house.lab.now)
+    house.advance(6_000_000_000)
+    assert node.completed["d"] == -Errno.EIO
+    answers.deliver = deliver
+    house.lab.nodes[A].level.on_link(True, house.lab.now)
+    house.advance(2_000_000_000)
+    assert "slots" not in house.furniture[B].inspect()
+    assert house.send(FAR) == GONE
+
+
+def test_who_lives_where() -> None:
+    """QUERY_ENDPOINT tells path and label of those whom the caller may know; a confined guest knows nobody."""
+    house = passing()
+    node = house.node(OTHER)
+
+    def ask(domid: int, caller: int = OTHER) -> Any:
+        node = house.node(caller)
+        QUERY.pack_into(node.ram[caller], 0x5000, domid, 0, 0)
+        ret = call(node, caller, SlotOp.QUERY_ENDPOINT, 0x5000, 0x5100, 256, 0)
+        return ret if ret < 0 else parse_endpoint(bytes(node.ram[caller][0x5100 : 0x5100 + ret]))
+
+    assert node is house.lab.nodes[A]
+    assert ask(FAR)[:2] == ("b/far", "far_t")
+    assert ask(STORE)[:2] == ("a/store", "store_t")
+    assert ask(77) == GONE
+    assert ask(STORE, APP) == GONE
+    assert call(node, OTHER, 0x4000_0012, 0) == -Errno.EOPNOTSUPP
+
+
+# ---- lives ----
+
+
+def test_a_guest_that_comes_again_is_furnished_again() -> None:
+    """Confined, with the slots of the plan and those of orders; what it had before is gone with it."""
+    house = House(slot("app", (*A, "store")), confined=("app",))
+    node = house.lab.nodes[A]
+    house.order(A, "connect", asdict(slot("app", (*B, "far"), -1, 99)))
+    node.free(APP)
+    assert not house.furniture[A].slots.by_id
+    house.order(A, "disconnect", {"holder": "app", "port": STORAGE, "source_port": None}, 2)
+    house.order(A, "connect", asdict(slot("app", (*A, "other"), -1)), 3)
+    assert [words for _, _, words in house.said] == ["", "", ""]
+    node.create(APP, "app")
+    assert house.arrives(APP, OTHER)
+    assert house.arrives(APP, FAR, port=99)
+    assert house.send(APP, STORE, ECHO) == GONE
+    assert [row["slot"] for row in house.furniture[A].inspect()["slots"]] == ["a/app#2#0x1", "a/app#2#0x2"]
+
+
+def test_a_slot_follows_its_endpoint() -> None:
+    """The one that it leads to dies, and comes again."""
+    house = House(slot("app", (*A, "store")))
+    node = house.lab.nodes[A]
+    node.kill(STORE)
+    assert house.send(APP) == REFUSED
+    node.free(STORE)
+    assert house.send(APP) == GONE
+    node.create(STORE, "store")
+    register(node, STORE)
+    assert house.arrives(APP, STORE)
+
+
+# ---- policy ----
+
+
+def test_policy_at_every_level() -> None:
+    """Asked where it starts, where it passes, and where it ends; denied once aloud, counted each time."""
+    house = House(policy=rules(("app_t", "far_t"), ("deep_t", "far_t"), ("app_t", "store_t")))
+    assert house.arrives(APP, STORE, STORE, ECHO) and house.arrives(APP, FAR, FAR, ECHO)
+    assert house.arrives(DEEP, FAR, FAR, ECHO)
+    for sender, receiver in ((OTHER, STORE), (OTHER, FAR), (DEEP, STORE), (FAR, DEEP)):
+        assert house.send(sender, receiver, ECHO) == DENIED
+        assert house.send(sender, receiver, ECHO) == DENIED
+        assert house.got(receiver) == []
+    denied = [event for event in house.lab.nodes[A].events if event[0] == "policy-denied"]
+    assert len(denied) == 2
+    assert not [event for event in house.lab.nodes[A].events if event[0] == "argo-send-denied"]
+    assert house.furniture[A].inspect()["policy"]["denied"] == 4
+    assert house.send(APP, STORE, 99) == DENIED
+
+
+def test_the_level_on_the_way_decides_too() -> None:
+    """a forbids what n and b allow: the message, and the question about the ring, with entries before it answered."""
+    house = House(policy=rules(("deep_t", "far_t")))
+    assert house.arrives(DEEP, FAR, FAR, ECHO)
+    assert house.query(DEEP, (ECHO, FAR))[0] & 1
+    assert [p for p in house.furniture if house.furniture[p].firewall is None] == []
+    house.furniture[A].judge_by(rules(("x", "y")))
+    assert house.send(DEEP, FAR, ECHO) == DENIED
+    node = house.node(DEEP)
+    RING_DATA.pack_into(node.ram[DEEP], 0x4000, 1, 0)
+    RING_DATA_ENT.pack_into(node.ram[DEEP], 0x4000 + RING_DATA.size, ECHO, FAR, 0, 0, 0, 5, 0)
+    ret = call(node, DEEP, 4, 0x4000, token="q")
+    assert (node.completed["q"] if ret is PENDING else ret) == DENIED
+
+
+def test_a_policy_comes_and_changes_live() -> None:
+    """From nothing to a firewall, to another; a waiter that may not know any more is forgotten, unsignalled."""
+    house = House()
+    node = house.lab.nodes[A]
+    assert house.arrives(OTHER, STORE, STORE, ECHO)
+    for _ in range(3):
+        house.send(OTHER, STORE, ECHO)
+    assert house.send(OTHER, STORE, ECHO) == -Errno.EAGAIN
+    house.order(A, "policy", asdict(rules(("app_t", "store_t"))))
+    assert house.words(A, 1) == [""]
+    ring = next(iter(node.domains.lookup(STORE).argo.rings.values()))  # type: ignore[union-attr]
+    assert not ring.pending
+    assert house.send(OTHER, STORE, ECHO) == DENIED
+    assert house.arrives(APP, STORE, STORE, ECHO)
+    house.order(A, "policy", asdict(rules(("other_t", "store_t"))), 2)
+    assert house.arrives(OTHER, STORE, STORE, ECHO)
+    assert house.send(APP, STORE, ECHO) == DENIED
+
+
+def test_what_was_allowed_may_be_answered() -> None:
+    """A flow comes from a message; a policy without its rule ends it, another that has it keeps it."""
+    house = House(policy=rules(("app_t", "store_t")))
+    assert register(house.node(APP), APP, gfn=30, port=5) == 0
+    assert house.send(STORE, APP, 5) == DENIED
+    assert house.send(APP, STORE, ECHO) == 5
+    assert house.send(STORE, APP, 5) == 5
+    house.order(A, "policy", asdict(rules(("deep_t", "far_t"), ("app_t", "store_t"))))
+    assert house.send(STORE, APP, 5) == 5
+    house.order(A, "policy", asdict(rules(("deep_t", "far_t"))), 2)
+    assert house.send(STORE, APP, 5) == DENIED
+
+
+# ---- strangers ----
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x90", b"\x92\x01\x90", b"\x92\xa1x\x91\xa6Forget", b"\xff" * 9])
+def test_requests_that_make_no_sense(payload: bytes) -> None:
+    """-EINVAL, counted."""
+    house = House(slot("app", (*A, "store")))
+    errands = house.furniture[A].errands
+    for op in Request:
+        assert errands.requested((*B, ""), op, payload) == (-Errno.EINVAL, b"")
+    assert errands.malformed == 2
+    assert errands.requested((*B, ""), 0x4000_0099, b"\x90") == (-Errno.EOPNOTSUPP, b"")
+
+
+def test_nobody_answers_for_another() -> None:
+    """FINISHED of somebody who was not asked changes nothing."""
+    house = House(slot("far", (*A, "store")), confined=("store",))
+    house.send(FAR)
+    house.hold()
+    house.disconnect(B, "far")
+    errands = house.furniture[B].errands
+    for key in range(20):
+        errands.requested((*N, ""), Request.FINISHED, b"\x92" + bytes((key, 0)))
+    assert house.words(B, 2) == []
+    house.lab.settle()
+    assert house.words(B, 2) == [""]
