@@ -19,11 +19,12 @@ ifneq ($(shell cat $(MADE_IN) 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
 
-.PHONY: help setup quickstart quickstart-tar test test-long fuzz bench bench-check mutate docs lint clean FORCE
+.PHONY: help setup quickstart quickstart-tar test test-hosts test-long fuzz bench bench-check mutate docs lint clean FORCE
 
 help:
 	@echo 'make quickstart   build .venv, then send a real file from one guest to another'
 	@echo 'make test         ruff, mypy --strict, pytest (under 10 minutes on 2 cores)'
+	@echo 'make test-hosts   labs over several hosts: network namespaces, a real sshd in each (as root)'
 	@echo 'make test-long    the gigabyte and soak tests'
 	@echo 'make fuzz         hostile bytes for every parser, about a minute (FUZZ_SECONDS=2 for each of them and each engine)'
 	@echo 'make mutate       flip every cell of every table, one at a time: a test must fail'
@@ -74,6 +75,11 @@ lint: setup
 test: lint
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m pytest --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips $(PYTEST_ARGS)
+
+test-hosts: setup
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m pytest -m hosts tests/hosts --junitxml=$(REPORTS)/test-hosts.xml \
+	  --skip-report=$(REPORTS)/test-hosts.skips $(PYTEST_ARGS)
 
 test-long: setup
 	@mkdir -p $(REPORTS)

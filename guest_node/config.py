@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from broker.keys import ClientCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class GuestConfig:
         output_dir: Where the program's output files go.
         apic: Whether its vCPUs have local APICs, on x86.
         firmware: What describes its machine in its memory: none, acpi or devicetree.
+        curve: Keys for a broker on another host.
     """
 
     lab: str
@@ -55,3 +58,4 @@ class GuestConfig:
     output_dir: str
     apic: bool = True
     firmware: str = "none"
+    curve: ClientCurve | None = field(default=None, repr=False)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
@@ -17,8 +21,12 @@ from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
 from guest_node.kernel.argo import GuestMemoryView
 from guest_node.life import Ending, World, live
+from guest_node.platform import Platform
+from guest_node.remote import RemoteEnd, request
+from guest_node.remote_bells import RemoteAttachment, attachment
 from guest_node.seeds import generators
 from guest_node.vcpu import Vcpu
+from hmx import mirror
 from hmx.attach import AttachError
 from hmx.memory import Window
 from hmx.trap import Arch
@@ -33,6 +41,8 @@ ASK_AGAIN_S: Final = 0.1
 LEAVE_S: Final = 3.0
 """How long a guest that ends waits until the broker knows: one that is being restarted takes a moment."""
 EXIT_INFRASTRUCTURE: Final = 4
+NOBODY_S: Final = 10.0
+"""How long the hypervisor of a guest on another host may be unknown to the broker before it is taken for dead."""
 
 
 class HypervisorGone(ConnectionError):
@@ -50,6 +60,9 @@ class Shell:
         self._granted: asyncio.Future[tuple[str, bytes]] = self.loop.create_future()
         self._pump_scheduled = False
         self._asking = False
+        self._answered: asyncio.Future[mirror.Message] = self.loop.create_future()
+        self._end: RemoteEnd | None = None  # of a guest on another host than its hypervisor
+        self._nobody_s: float | None = None  # since when the broker has not known that hypervisor
         link.on_record = self._on_record
         link.member.on_welcome = self._on_welcome
         self.loop.add_reader(link.fileno(), self.pump)
@@ -74,11 +87,20 @@ class Shell:
 
     def _beat(self) -> None:
         self.link.heartbeat()
+        if self._end is not None:
+            self._end.tick(time.monotonic_ns())
+            if self._nobody_s is not None and time.monotonic() - self._nobody_s > NOBODY_S:
+                self._end.lost(f"hypervisor {self.config.hypervisor} is not in the lab any more")
         self._again()
         self.loop.call_later(HEARTBEAT_S, self._beat)
 
-    def _on_record(self, _lane: int, record: Any, _payload: Any) -> None:
+    def _on_record(self, _lane: int, record: Any, payload: Any) -> None:
         match [*record]:
+            case ["told", self.config.hypervisor, ["mirror"]]:
+                self._mirrored(payload)
+            case ["nobody" | "busy", self.config.hypervisor, ["mirror"]]:
+                if record[0] == "nobody" and self._nobody_s is None:
+                    self._nobody_s = time.monotonic()
             case ["told", self.config.hypervisor, ["granted", str(path), bytes(token)]]:
                 if not self._granted.done():
                     self._granted.set_result((path, token))
@@ -93,6 +115,8 @@ class Shell:
     def _on_welcome(self, _epoch: int) -> None:
         """Another broker, which does not know what the last one was asked."""
         self._ask()
+        if self._end is not None:
+            self._end.link_up()
 
     def _ask(self) -> None:
         if self._asking and not self._granted.done():
@@ -104,7 +128,38 @@ class Shell:
         self.link.leave(EXIT_INFRASTRUCTURE, reason)
         os._exit(EXIT_INFRASTRUCTURE)
 
-    async def attach(self) -> Attachment:
+    # -- a hypervisor on another host ----
+
+    def _mirrored(self, payload: Any) -> None:
+        self._nobody_s = None
+        if self._end is not None:
+            self._end.receive(payload)
+        elif not self._answered.done():
+            with contextlib.suppress(mirror.MirrorError):
+                self._answered.set_result(mirror.unpack(bytes(payload)))
+
+    def _send_mirrored(self, message: bytes) -> None:
+        """Hand a message to the lane; one that finds it full is repeated in time."""
+        if self.link.send(Lane.CONTROL, ["tell", self.config.hypervisor, ["mirror"]], message) and self.link.flush():
+            self._again()
+
+    async def _attach_remotely(self, token: bytes) -> RemoteAttachment:
+        async with asyncio.timeout(ATTACH_S):
+            while not self._answered.done():
+                self._send_mirrored(request(self.config.name, token))
+                await asyncio.wait((self._answered,), timeout=HEARTBEAT_S)
+        end = RemoteEnd(self._answered.result(), self._send_mirrored, Arch[self.config.arch.upper()])
+        end.on_dirty = _once(self.loop, end.flush)
+        self._end = end
+        return attachment(end, self.loop.call_soon, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        """Take what the broker has for us, and wait for it so long.  The descriptor tells of changes only."""
+        if not self.link.pump() and seconds and select.select((self.link,), (), (), seconds)[0]:
+            self.link.pump()
+        self._again()
+
+    async def attach(self) -> Attachment | RemoteAttachment:
         """Ask the broker for a token, then the hypervisor for the domain."""
         self._asking = True
         self._ask()
@@ -113,37 +168,72 @@ class Shell:
                 path, token = await self._granted
         except TimeoutError:
             raise AttachError(f"hypervisor {self.config.hypervisor!r} granted nothing within {ATTACH_S:g} s") from None
+        if not path:  # it is on another host
+            try:
+                return await self._attach_remotely(token)
+            except TimeoutError:
+                raise AttachError(f"hypervisor {self.config.hypervisor!r} did not answer in {ATTACH_S:g} s") from None
         return attach(path, self.config.name, token, ATTACH_S, self.loop.add_reader)
 
 
-async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> Ending:
+def _once(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> Callable[[], None]:
+    """A function that has `action` run in the loop's next turn, once however often it is called before."""
+    scheduled = False
+
+    def run() -> None:
+        nonlocal scheduled
+        scheduled = False
+        action()
+
+    def schedule() -> None:
+        nonlocal scheduled
+        if not scheduled:
+            scheduled = True
+            loop.call_soon(run)
+
+    return schedule
+
+
+def _soon(loop: asyncio.AbstractEventLoop, action: Callable[[str], None], words: str) -> None:
+    loop.call_soon(action, words)
+
+
+def _memory(attached: Attachment | RemoteAttachment) -> GuestMemoryView:
+    if isinstance(attached, RemoteAttachment):
+        return attached.memory
+    ram = attached.ram
+    return GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
+
+
+async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment | RemoteAttachment]) -> Ending:
     """Attach and live.  The attachment is `held` by the caller: a guest without it is taken for dead, and killed."""
     shell = Shell(config, link)
     config = shell.config
-    attachment = await shell.attach()
-    held.append(attachment)
-    ram = attachment.ram
+    attached = await shell.attach()
+    held.append(attached)
     arch = Arch[config.arch.upper()]
-    memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
-    vcpus = [
-        Vcpu(index, GuestSide(attachment.area(index), arch), bells) for index, bells in enumerate(attachment.bells)
-    ]
+    memory = _memory(attached)
+    bells: Sequence[Platform] = attached.bells
+    vcpus = [Vcpu(index, GuestSide(attached.area(index), arch), each) for index, each in enumerate(bells)]
     files = DirectoryFiles(config.base_dir, config.output_dir)
     gone: asyncio.Future[BaseException] = shell.loop.create_future()
     world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed), gone)
     living = shell.loop.create_task(live(config, vcpus, memory, world))
 
-    def hypervisor_gone() -> None:
-        shell.loop.remove_reader(attachment.connection.fileno())
-        error = HypervisorGone(f"hypervisor {config.hypervisor} is gone")
+    def hypervisor_gone(words: str = "") -> None:
+        if isinstance(attached, Attachment):
+            shell.loop.remove_reader(attached.connection.fileno())
+        error = HypervisorGone(f"hypervisor {config.hypervisor} is gone{': ' * bool(words)}{words}")
         for vcpu in vcpus:
             vcpu.stop(error)
         gone.set_result(error)
         living.cancel()
         shell.loop.call_later(GONE_S, shell.abandon, str(error))
 
-    # It never says anything after the handshake: readable means that it ended.
-    shell.loop.add_reader(attachment.connection.fileno(), hypervisor_gone)
+    if isinstance(attached, RemoteAttachment):
+        attached.end.on_gone = partial(_soon, shell.loop, hypervisor_gone)
+    else:  # It never says anything after the handshake: readable means that it ended.
+        shell.loop.add_reader(attached.connection.fileno(), hypervisor_gone)
     try:
         ending = await living
     except asyncio.CancelledError:
@@ -156,8 +246,11 @@ async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment]) -> End
 def main(config: GuestConfig) -> int:
     """Run one guest to its program's end: the program's exit code, or 4 when it cannot join or attach."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to act on
-    link = ZmqLink(config.broker_endpoint, kind="guest", name=config.name, token=config.token, epoch=config.epoch)
-    held: list[Attachment] = []
+    link = ZmqLink(
+        config.broker_endpoint, kind="guest", name=config.name, token=config.token, epoch=config.epoch,
+        curve=config.curve,
+    )  # fmt: skip
+    held: list[Attachment | RemoteAttachment] = []
     try:
         link.wait_joined(JOIN_S)
         ending = asyncio.run(run(config, link, held))
@@ -166,5 +259,8 @@ def main(config: GuestConfig) -> int:
         ending = Ending(EXIT_INFRASTRUCTURE, str(error))
     with contextlib.suppress(OSError):
         os.fsync(1)
+    for attached in held:
+        if isinstance(attached, RemoteAttachment):
+            attached.end.close("the guest ended")
     link.leave(ending.code, ending.reason, LEAVE_S)
     return ending.code

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from broker.keys import ClientCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class HypervisorConfig:
         remotes: Guests on other hypervisors of the lab.
         slots: What the toolstack programmed for its guests.
         policy: Security policy of the lab, None for none.
+        curve: Keys for a broker on another host.
     """
 
     lab: str
@@ -186,6 +189,7 @@ class HypervisorConfig:
     remotes: tuple[RemoteConfig, ...] = ()
     slots: tuple[SlotConfig, ...] = ()
     policy: PolicyConfig | None = None
+    curve: ClientCurve | None = field(default=None, repr=False)
 
     @property
     def storage(self) -> dict[str, tuple[int, ...]]:

@@ -26,19 +26,8 @@ class Later(NamedTuple):
 
 
 LATER: Final = (
-    Later("topology", "hosts", ()),
-    Later("topology", "destinations", ()),
-    Later("topology", "policy", ()),
-    Later("topology", "links", ()),
-    Later("topology", "link-timeout", ()),
-    Later("topology", "host-timeout", ()),
-    Later("hypervisor", "host", ()),
-    Later("hypervisor", "parent", ()),
     Later("hypervisor", "argo.mode", ("own",)),
-    Later("hypervisor", "nested-msr", ()),
-    Later("guest", "implicit-only", ()),
     Later("guest", "devices", ()),
-    Later("guest", "serves", ()),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from topologies import rundir, runlock, sockdir
 from topologies.agent.control import ask
+from topologies.hosts.names import PART
 
 ANSWER_WITHIN = 2.0
 """Seconds that an agent may take to answer; one that is stopped answers never."""
@@ -32,15 +33,27 @@ class Lab:
         return self.control is not None
 
 
-def running_labs() -> list[Lab]:
-    """Labs whose agent answers."""
+def running_labs(*, parts: bool = False) -> list[Lab]:
+    """Labs whose agent answers.  A part whose leader is on this machine too is told of there, unless all `parts` are
+    asked for.
+    """
     found = []
     for sockets in sockdir.socket_directories():
         control = sockets / rundir.CONTROL_SOCKET
         state = _state_of(control)
         if state is not None:
             found.append(Lab(state["lab"], Path(state["run_dir"]), state, control))
-    return sorted(found, key=lambda lab: lab.name)
+    return sorted(found if parts else _whole(found), key=lambda lab: lab.name)
+
+
+def is_part(name: str | None) -> bool:
+    """Whether this names a host's part of a lab rather than a lab."""
+    return name is not None and PART in name
+
+
+def _whole(found: list[Lab]) -> list[Lab]:
+    names = {lab.name for lab in found}
+    return [lab for lab in found if lab.state.get("part_of") not in names]
 
 
 def _state_of(control: Path) -> dict[str, Any] | None:
@@ -66,7 +79,8 @@ def ended_labs(running: list[Lab]) -> list[Lab]:
         state = rundir.read_state(path)
         if path not in taken and state is not None and "lab" in state:
             found.append(Lab(state["lab"], path, state, None))
-    return found
+    whole = _whole([*running, *found])
+    return [lab for lab in found if lab in whole]
 
 
 def remove_leftovers() -> list[Path]:

@@ -21,7 +21,8 @@ _SERVICES: Final = tuple(row.name for row in SERVICES)
 
 
 def levels(root: Node) -> Iterator[Found]:
-    """All that is wrong with parents, destinations, policy and links."""
+    """All that is wrong with hosts, parents, destinations, policy and links."""
+    yield from _hosts(root)
     yield from _parents(root)
     yield from _destinations(root)
     yield from _services(root)
@@ -40,6 +41,24 @@ def are_connected(root: Node, homes: Mapping[str, str | None]) -> bool:
         for _, row in select(root, "destinations.*")
     ]
     return any(here and there and here != there for here, there in ends)
+
+
+# ---- hosts ----
+
+
+def _hosts(root: Node) -> Iterator[Found]:
+    hosts = {str(location[-1]): (location, node) for location, node in select(root, "hosts.*")}
+    for name, (location, node) in hosts.items():
+        if node.text("provider") == "ssh" and not node.text("address"):
+            place = (*location, "address")
+            words = f"{show(name)} is reached by ssh, and has no address"
+            yield place, at(key_mark(root, location), place, words, hint="address: host.example, for instance")
+    for section in ("hypervisors", "guests"):
+        for location, _ in select(root, f"{section}.*"):
+            agent, dot, host = str(location[-1]).partition(".")
+            if agent == "agent" and dot and host in hosts:
+                words = f"{show(location[-1])} is the name of the agent of host {show(host)}"
+                yield location, at(key_mark(root, location), location, words, hint="choose another name")
 
 
 # ---- parents ----
@@ -104,6 +123,8 @@ def _destinations(root: Node) -> Iterator[Found]:
     hypervisors = {str(location[-1]): node for location, node in select(root, "hypervisors.*")}
     first: dict[tuple[str, object], Mark] = {}
     for location, row in select(root, "destinations.*"):
+        if not isinstance(row.value, dict):
+            continue  # the schema has refused it
         asks, leads = row.get("from"), row.get("to")
         if asks is not None and isinstance(asks.value, str) and asks.value not in (*guests, *hypervisors):
             place = (*location, "from")

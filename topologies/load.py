@@ -11,7 +11,7 @@ from topologies.crosscheck import Found, crosscheck
 from topologies.diagnose import EmptyTopology, TopologyError, at, describe
 from topologies.marks import Location, Mark, Node, plain
 from topologies.merge import resolve
-from topologies.schema import Topology
+from topologies.schema import Topology, field_at
 from topologies.translate import translate
 
 # Reported with their own path rather than with that of a node which inherits from them.
@@ -75,7 +75,8 @@ def _without_later(data: dict[str, object], location: Location) -> dict[str, obj
         place = (*location, key)
         row = availability.row_of(place)
         merged = key in ("kind", "group") if len(place) == 3 else place[0] in _SOURCES
-        if merged or (row is not None and not row.available):
+        unwritten = value in ("", None) and field_at(place) is not None  # "" is the name of nothing
+        if merged or unwritten or (row is not None and not row.available):
             continue
         kept[key] = _without_later(value, place) if isinstance(value, dict) else value
     return kept

@@ -31,6 +31,7 @@ from topologies.exitcodes import ExitCode
 from topologies.runtime import NodeKind, Observer, Outcome
 
 if TYPE_CHECKING:
+    from topologies.hosts.split import HostPlan
     from topologies.plan import Places, Plan
 
 RUNTIME = "processes"
@@ -73,15 +74,20 @@ def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: st
     """What the agent needs of a plan."""
     from topologies.yaml12 import dump
 
+    parts = _parts(plan)
+    homes = {name: part.host.name for part in parts if not part.leads for name in part.names}
     nodes = [NodeSpec("broker", NodeKind.BROKER, ENTRIES[NodeKind.BROKER], plan.broker)]
     entry, restarted = ENTRIES[NodeKind.HYPERVISOR], restarted_nodes(plan, "hypervisors")
     for hypervisor in plan.hypervisors:
         again = hypervisor.name in restarted
-        nodes.append(NodeSpec(hypervisor.name, NodeKind.HYPERVISOR, entry, hypervisor, restart=again))
+        home = homes.get(hypervisor.name, "")
+        under = getattr(hypervisor, "parent", "") or None
+        nodes.append(NodeSpec(hypervisor.name, NodeKind.HYPERVISOR, entry, hypervisor, under, restart=again, host=home))
     entry, restarted = ENTRIES[NodeKind.GUEST], restarted_nodes(plan, "guests")
     for guest in plan.guests:
         again = guest.name in restarted
-        nodes.append(NodeSpec(guest.name, NodeKind.GUEST, entry, guest, guest.hypervisor, guest.domid, again))
+        home = homes.get(guest.name, "")
+        nodes.append(NodeSpec(guest.name, NodeKind.GUEST, entry, guest, guest.hypervisor, guest.domid, again, home))
     return LabSpec(
         name=plan.lab,
         mode=mode,
@@ -91,7 +97,35 @@ def lab_spec(plan: Plan, mode: Mode, timeout_ns: int | None = None, topology: st
         run_dir=plan.places.run_dir,
         topology=topology,
         resolved=dump(plan.topology),
+        **_hosts(plan, parts),
     )
+
+
+def _parts(plan: Plan) -> list[HostPlan]:
+    """What each host runs; nothing where the topology has no `hosts`."""
+    if not plan.topology.get("hosts"):
+        return []
+    from topologies.hosts.split import split
+
+    return list(split(plan).values())
+
+
+def _hosts(plan: Plan, parts: list[HostPlan]) -> dict[str, Any]:
+    """The fields of a :class:`LabSpec` that are for labs on several hosts."""
+    far = [part.host for part in parts if not part.leads]
+    if not far:
+        return {}
+    from topologies.hosts.split import host_timeout_ns
+
+    leader = next(part.host for part in parts if part.leads)
+    base = plan.places.base_dir
+    hosts = [replace(h, ssh_config=os.path.join(base, h.ssh_config) if h.ssh_config else "") for h in far]
+    return {
+        "hosts": tuple(hosts),
+        "leader": leader.name,
+        "address": leader.address,
+        "host_timeout_ns": host_timeout_ns(plan),
+    }
 
 
 class ProcessRuntime:

@@ -8,6 +8,7 @@
 ``nodes/<n>/log``            standard output and error of a node
 ``nodes/<n>/events.jsonl``   what happened to a node
 ``sockets``                  link to the socket directory, while the lab lives
+``keys/``                    the lab's keys, while it lives, if it has hosts beside this one
 ===========================  =====================================================================
 """
 
@@ -29,13 +30,15 @@ from topologies.basedir import RESERVED_NAME, RunDirError, private_directory
 from topologies.runlock import LOCK, Holder, take_lock
 from topologies.sockdir import BACK_LINK, remove_socket_directory
 
-STATE, SOCKETS, NODES = "state.json", "sockets", "nodes"
+STATE, SOCKETS, NODES, KEYS = "state.json", "sockets", "nodes", "keys"
 RESOLVED, AGENT_LOG = "topology.resolved.yaml", "agent.log"
 CONTROL_SOCKET = "control"
 """In the socket directory: where the agent listens."""
 
 _FRESH = ".new"
-_OWN_ENTRIES = frozenset({LOCK, STATE, STATE + _FRESH, SOCKETS, NODES, RESOLVED, RESOLVED + _FRESH, AGENT_LOG})
+_OWN_ENTRIES = frozenset(
+    {LOCK, STATE, STATE + _FRESH, SOCKETS, NODES, KEYS, RESOLVED, RESOLVED + _FRESH, AGENT_LOG}
+)
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class RunDirectory:
             remove_socket_directory(Path(os.readlink(link)))
             link.unlink()
         shutil.rmtree(self.path / NODES, ignore_errors=True)
+        shutil.rmtree(self.path / KEYS, ignore_errors=True)
         for name in (STATE, RESOLVED, AGENT_LOG):
             (self.path / name).unlink(missing_ok=True)
 
@@ -108,6 +112,7 @@ class RunDirectory:
         """Remove what only a living lab has (sockets, link, lock); logs, state and results stay."""
         if self._lock_fd < 0:
             return
+        shutil.rmtree(self.path / KEYS, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.path / SOCKETS).unlink(missing_ok=True)
             (self.path / LOCK).unlink(missing_ok=True)
@@ -138,6 +143,7 @@ def release_abandoned(path: Path) -> list[Path]:
             link.unlink()
             removed.append(link)
         if fd >= 0:
+            shutil.rmtree(path / KEYS, ignore_errors=True)
             lock.unlink()
             removed.append(lock)
     except OSError:

@@ -60,7 +60,8 @@ class NodeOutcome:
     `exit` is the exit code of a node that ended by itself (for a guest: its program's), `signal` the number
     of the signal that ended it; `was_ready` whether it had come so far before; `detail` the words that the
     node or the agent has for it.  These are of its last life; `restarts` says how many it had before, and
-    `last_error` how the one before ended.
+    `last_error` how the one before ended.  `host` is the other host on which it ran, "" for the leader's; `lost` that
+    this host was lost, so that nobody saw it end.
     """
 
     name: str
@@ -76,6 +77,8 @@ class NodeOutcome:
     counters: Mapping[str, Any] = field(default_factory=dict)
     restarts: int = 0
     last_error: str = ""
+    host: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,9 @@ class Expectation(Protocol):
 
 def ending_words(node: NodeOutcome) -> str:
     """How `node` ended, as the predicate of a sentence."""
-    if node.signal is not None:
+    if node.lost:
+        words = f"was lost with host {node.host}"
+    elif node.signal is not None:
         words = f"was killed by {signal_name(node.signal)}"
     elif node.state is NodeState.DIED:
         words = "died of an internal error"
@@ -205,7 +210,7 @@ def node_faults(nodes: Sequence[NodeOutcome], expectations: Sequence[Expectation
 
     Broker and hypervisors may not end by themselves at all.  A guest's non-zero code or death counts unless
     a check expected just that, or its hypervisor went first: then it is a consequence and its hypervisor is
-    named instead.
+    named instead.  So it is with a nested hypervisor.
     """
     faults = []
     by_itself = {NodeState.EXITED, NodeState.FAILED, NodeState.DIED}
@@ -214,7 +219,13 @@ def node_faults(nodes: Sequence[NodeOutcome], expectations: Sequence[Expectation
         if node.state not in by_itself:
             continue
         code = ExitCode.DIED
-        if not node.was_ready and node.exit == ExitCode.INFRASTRUCTURE:
+        if node.kind is NodeKind.HYPERVISOR and node.hypervisor in gone:
+            continue  # a nested one ends with the one around it
+        if node.lost:
+            if node.hypervisor in gone:
+                continue
+            code = ExitCode.INFRASTRUCTURE
+        elif not node.was_ready and node.exit == ExitCode.INFRASTRUCTURE:
             code = ExitCode.INFRASTRUCTURE  # what a node says that cannot bind, join or attach
         elif node.kind is NodeKind.GUEST:
             expected = any(e.guest == node.name and e.met_by(node.exit, node.signal) for e in expectations)

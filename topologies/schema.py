@@ -156,9 +156,12 @@ class Keys(BaseModel):
 class Host(Keys):
     """A machine that runs nodes."""
 
-    provider: Literal["local", "ssh"] = Field(default="local", description="How the machine is reached.")
+    provider: Name = Field(default="local", description="How the machine is reached: local, ssh, or another's name.")
     address: str = Field(default="", description="Host name or address, for provider ssh.")
+    port: int = Field(default=0, ge=0, le=65535, description="Port of its ssh server; 0: as ssh is configured.")
+    ssh_config: str = Field(default="", alias="ssh-config", description="Configuration file for ssh, instead of yours.")
     python: str = Field(default="", description="Python interpreter there, with argosy installed.")
+    directory: str = Field(default="", description="Where the topology's files lie there; the same path by default.")
 
 
 class ArgoKeys(Keys):

@@ -259,6 +259,22 @@ def exec(
 
 
 @app.command()
+def agent(
+    attach: Annotated[
+        str | None, typer.Option("--attach", metavar="LAB@HOST", help="Join the pipe to the agent that is there.")
+    ] = None,
+) -> None:
+    """Be the agent of this host for a lab that another host leads: started by `argosy up` over ssh, not by people."""
+
+    def act() -> int:
+        from topologies.commands import agent as command
+
+        return command.agent(attach)
+
+    _finish(act)
+
+
+@app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Topologies; - is standard input.")],
     format: FormatOption = Format.TABLE,
@@ -390,3 +406,6 @@ def _explain(error: Exception) -> int:
     kept = basedir.keep_failure(traceback.format_exc())
     words = f"internal error: {type(error).__name__}: {error}"
     return _complain(f"{words} (traceback in {kept})" if kept else words, ExitCode.DIED)
+
+
+from topologies import live_verbs  # noqa: E402, F401  (its verbs are this command's too, and need what is above)

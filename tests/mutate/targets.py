@@ -19,6 +19,7 @@ _DOORS: Final = (
     "tests/hv_node/test_door_tables.py",
     "tests/hv_node/test_resolve.py",
     "tests/hv_node/test_doors_all_golden.py",
+    "tests/hv_node/doors/test_nesting_tables.py",
 )
 _CALLS: Final = ("tests/hmx/test_doors.py", "tests/hv_node/test_door_tables.py")
 _APIC: Final = ("tests/hmx/test_lapic.py", "tests/hmx/test_lapic_golden.py")
@@ -50,6 +51,19 @@ _UXEN_ENUM: Final = ("tests/hmx/test_uxen_enum.py",)
 _ACPI: Final = ("tests/hmx/test_aml.py", "tests/hmx/test_acpi.py", "tests/topologies/firmware/test_acpi.py")
 _FIRMWARE: Final = ("tests/hmx/test_firmware.py",)
 _TREE: Final = ("tests/topologies/firmware/test_devicetree.py",)
+_UXEN_PLATFORM: Final = ("tests/hv_node/test_uxen_platform.py",)
+_NESTING: Final = (
+    "tests/hv_node/doors/test_nesting_tables.py",
+    "tests/hv_node/doors/test_nesting_executor.py",
+)
+_SLOTS: Final = (
+    "tests/hv_node/levels/test_slots.py",
+    "tests/hv_node/levels/test_slot_ops.py",
+    "tests/hv_node/levels/test_delegation.py",
+    "tests/hv_node/levels/test_confined.py",
+    "tests/hv_node/levels/test_revocation.py",
+)
+_POLICY: Final = ("tests/hv_node/levels/test_policy.py", "tests/hv_node/levels/test_viptables.py")
 _V4V: Final = ("tests/hmx/v4v/test_abi.py",)
 _GIC: Final = ("tests/hmx/test_gic.py",)
 _GIC_MAPS: Final = ("tests/hmx/test_gic_tables.py",)
@@ -75,6 +89,9 @@ TARGETS: Final = (
     Target("hmx.doors", "CALL_INSTRUCTIONS", ("tests/hmx/test_doors.py",), words=("source",)),
     Target("hmx.hypervisors", "SIGNATURES", ("tests/hv_node/test_door_tables.py",), words=("source",)),
     Target("hmx.hypervisors", "UIDS", ("tests/hv_node/test_door_tables.py",), words=("source",)),
+    Target(
+        "hmx.hypervisors", "HYPERVISOR_NODES", (*_TREE, "tests/guest_node/test_hypervisor_node.py"), words=("source",)
+    ),
     Target("hmx.notify", "MODES", ("tests/hv_node/test_door_tables.py",), words=("note",)),
     Target("hmx.notify", "Mode", ("tests/hv_node/test_door_tables.py",)),
     Target("hmx.notify", "ModeFeature", ("tests/hv_node/test_door_tables.py",)),
@@ -118,6 +135,13 @@ TARGETS: Final = (
     Target("hmx.acpi", "MADT_ENTRIES", _ACPI),
     Target("hmx.firmware", "FACTS", _FIRMWARE),
     Target("hmx.firmware", "VectorPolicy", _FIRMWARE),
+    Target("hmx.slots", "SlotOp", _SLOTS),
+    Target("hmx.slots", "DelegateFlag", _SLOTS),
+    Target("hmx.slots", "EndpointFlag", _SLOTS),
+    Target("hmx.slots", "*", _SLOTS),
+    Target("hmx.uxen_platform", "*", _UXEN_PLATFORM, words=("what",)),
+    Target("hmx.uxen_platform", "Register", _UXEN_PLATFORM),
+    Target("hmx.uxen_stor", "*", ("tests/hmx/test_uxen_stor.py",)),
     Target("hmx.v4v.abi", "*", _V4V, words=("source",)),
     Target("hmx.v4v.abi", "Op", _V4V),
     Target("hmx.v4v.abi", "NotifyFlag", _V4V),
@@ -128,6 +152,8 @@ TARGETS: Final = (
         ("tests/hv_node/v4v/test_golden.py::test_every_habit_has_its_case",),
         words=("aspect", "v4v", "argo", "source"),
     ),
+    Target("broker.monitor", "FAILURES", ("tests/broker/test_keys.py",)),
+    Target("broker.zap", "Status", ("tests/broker/test_keys.py",)),
     Target("broker.frames", "Lane", _FRAMES),
     Target("broker.frames", "FrameKind", _FRAMES),
     Target("broker.frames", "LANES", _FRAMES),
@@ -191,10 +217,27 @@ TARGETS: Final = (
     Target("hv_node.interrupts.its", "CTLR", _GIC_LAYOUTS),
     Target("hv_node.interrupts.v2m", "V2M", ("tests/hv_node/test_gic_frames.py",)),
     Target("hv_node.interrupts.v2m", "MSI_TYPER", _GIC_LAYOUTS),
+    Target("hv_node.doors.nesting", "RULES", _NESTING, words=("source",)),
+    Target("hv_node.doors.nesting", "EXTENSIONS", _NESTING, words=("source",)),
+    Target("hv_node.doors.outer", "STATEFUL", _NESTING),
+    Target("hv_node.levels.notices", "NOTICES", ("tests/hv_node/levels/test_notice_table.py",)),
+    Target("hv_node.levels.slots", "REFUSALS", _SLOTS, words=("source",)),
+    Target("hv_node.levels.delegation", "DELEGATE_REFUSALS", _SLOTS, words=("note",)),
+    Target("hv_node.levels.slot_ops", "REFUSALS", _SLOTS, words=("note",)),
+    Target("hv_node.levels.rules", "FRONT_ENDS", _POLICY, words=("source",)),
+    Target("hv_node.levels.policy", "OPERATIONS", _POLICY, words=("source",)),
+    Target("hv_node.levels.slot_table", "*", _SLOTS),
+    Target("hv_node.levels.narrowing", "*", _SLOTS),
+    Target("hv_node.levels.viptables", "VERDICTS", _POLICY),
+    Target("hv_node.v4v.limits", "LIMITS", ("tests/hv_node/v4v/test_limits.py",), words=("source",)),
     Target("hv_node.v4v.order", "REFUSALS", ("tests/hv_node/v4v/test_order.py",), words=("source",)),
     Target("guest_node.drivers.stream_table", "Flag", _STREAM),
     Target("guest_node.drivers.stream_table", "PRECEDENCE", _STREAM),
     Target("guest_node.drivers.stream_table", "ROWS", _STREAM, words=("note",)),
+    Target("guest_node.drivers.dialect", "*", ("tests/guest_node/drivers/test_v4v.py",)),
+    Target("guest_node.kernel.v4v", "WAYS", ("tests/guest_node/drivers/test_v4v.py",), words=("source",)),
+    Target("guest_node.programs.scsi", "Status", ("tests/guest_node/programs/test_v4v_storage.py",)),
+    Target("guest_node.programs.scsi", "Opcode", ("tests/guest_node/programs/test_v4v_storage.py",)),
     Target("guest_node.programs", "BUILTINS", _PROGRAMS, words=("summary",)),
     Target("guest_node.programs.arguments", "SIZE_UNITS", _PROGRAMS),
     Target("guest_node.programs.arguments", "TIME_UNITS", _PROGRAMS),
@@ -211,7 +254,6 @@ TARGETS: Final = (
     Target("topologies.facts", "FACTS", ("tests/topologies/test_facts.py",), words=("meaning",)),
     Target("topologies.firmware.acpi", "REVISIONS", _ACPI),
     Target("topologies.firmware.acpi", "HYPERVISOR_IDS", _ACPI, words=("source",)),
-    Target("topologies.firmware.devicetree", "HYPERVISOR_NODES", _TREE, words=("source",)),
     Target("topologies.programs", "BUILTINS", _SCHEMA),
     Target("topologies.report", "COLUMNS", ("tests/topologies/test_report.py",)),
     Target("topologies.translate", "WORDS", _SCHEMA),

@@ -43,7 +43,7 @@ def test_the_resolved_topology_loads_as_the_same_topology() -> None:
         "two": {},
     }
     assert resolved(again) == data
-    assert not {"kinds", "groups", "defaults", "links", "hosts"} & data.keys()
+    assert not {"kinds", "groups", "defaults"} & data.keys()
     guests: Any = data["guests"]
     assert guests["two"]["memory"] == "4100KiB"
     assert "group" not in guests["app"]

@@ -88,6 +88,7 @@ def _serve(
 ) -> int:
     """The rest, once the forkserver is on its way."""
     from topologies.agent.shell import Shell
+    from topologies.hosts.provider import HostsFailed
 
     spec = read_spec(orders)
     if spec is None:
@@ -98,11 +99,21 @@ def _serve(
         stack.callback(run.release)
         run.write_resolved(spec.resolved)
         _write_log_to(run.path / rundir.AGENT_LOG)
-        shell = Shell(spec, run, children, control, orders, launcher)
+        team = None
+        if spec.hosts:
+            from topologies.hosts.team import Team  # it needs more than a lab of one host does
+
+            team = Team(spec, sockets, orders)
+            stack.callback(team.close)
+            spec = team.gather(run.path, launcher.write)
+        shell = Shell(spec, run, children, control, orders, launcher, team)
         outcome: Outcome = shell.run()
     except basedir.RunDirError as error:
         launcher.write({"what": "refused", "code": int(ExitCode.INFRASTRUCTURE), "words": str(error)})
         return int(ExitCode.INFRASTRUCTURE)
+    except HostsFailed as error:
+        launcher.write({"what": "refused", "code": int(error.code), "words": str(error)})
+        return int(error.code)
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_REQUEST = 4096
+MAX_REQUEST = 1 << 17
 MAX_BACKLOG = 4 << 20
 MAX_CLIENTS = 64
 

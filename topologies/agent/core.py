@@ -35,8 +35,6 @@ from topologies.exitcodes import ExitCode
 from topologies.runtime import ENDED, Fault, NodeKind, NodeState, Outcome, ending_words, judge, node_faults
 
 EVENTS_KEPT = 10_000
-COUNTER_FAMILIES = ("arch", "host")
-"""Counters come in two families that are never mixed: what the architecture did, and what the host paid."""
 REPORT_EVERY = SECOND // 2
 """How often a wait that lasts says what it waits for."""
 
@@ -96,6 +94,8 @@ class LabCore:
             if self._nodes.move(node, NodeEvent.READY, now) and node.spec.kind is NodeKind.HYPERVISOR:
                 if self.phase is Phase.STARTING_GUESTS:  # it comes for the second time: for those that waited with it
                     self._start_planned(self._nodes.on(node))
+                elif self.phase is Phase.STARTING_HYPERVISORS:  # those inside it have their ground now
+                    self._start_planned(self._nodes.inside(node))
                 self._restarts.start_due(now)
             self._walk(now)
 
@@ -137,20 +137,28 @@ class LabCore:
             now: the time.
         """
         node = self._nodes[name]
-        node.detail = crash or node.detail
-        if status < 0:
-            node.signal = -status
-        else:
-            node.exit = status
-        if crash or status < 0:
-            event = NodeEvent.ENDED_BADLY
-        else:
-            event = NodeEvent.ENDED_CODE if status else NodeEvent.ENDED_ZERO
-        node.kill_at = None
-        again = self._restarts.wanted(node, event, self.phase) and self._restarts.begin(node, event, now)
-        if not again:
+        event = node.end(status, crash)
+        if not (self._restarts.wanted(node, event, self.phase) and self._restarts.begin(node, event, now)):
             self._stay_down(node, event, now)
         self._walk(now)
+
+    def host_lost(self, names: Iterable[str], words: str, now: int) -> None:
+        """The host of these nodes is lost: what ran there counts as gone, and what was to start there never will."""
+        nodes = [self._nodes[name] for name in names]
+        late = [node.spec.name for node in nodes if node.state is NodeState.PLANNED]
+        # Hypervisors first: that their guests are gone as well follows from it.
+        for node in sorted(nodes, key=lambda node: node.spec.kind is NodeKind.GUEST):
+            if node.lives or node.state is NodeState.RESTARTING:
+                node.lost, node.detail, node.kill_at = True, words, None
+                self._stay_down(node, NodeEvent.ENDED_BADLY, now)
+        if late and self.phase in STARTING:
+            why = f"{', '.join(late)} could not be started: host {nodes[0].spec.host} is lost: {words}"
+            self.stop(Fault(ExitCode.INFRASTRUCTURE, why), now)
+        self._walk(now)
+
+    def accuse(self, words: str) -> None:
+        """Something of the machines went wrong that the verdict must name."""
+        self._faults.append(Fault(ExitCode.INFRASTRUCTURE, words))
 
     def not_restarted(self, name: str, words: str, now: int) -> None:
         """There is nothing on which `name` could be started again."""
@@ -166,11 +174,7 @@ class LabCore:
         """
         node = self._nodes.get(name)
         if node is not None:
-            families = {family: fields[family] for family in COUNTER_FAMILIES if family in fields}
-            rest = {key: value for key, value in fields.items() if key not in families}
-            node.result = {**node.result, **rest}
-            if families:
-                node.counters = {**(node.counters or {}), **families}
+            node.add(fields)
 
     def counters(self, hypervisor: str, fields: Mapping[str, Any], now: int) -> None:
         """`hypervisor` answered with its counters."""

@@ -4,18 +4,23 @@ directory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topologies.agent.core import LabCore
+from topologies.agent.entry import LOG
 from topologies.agent.phases import MILLISECOND, SECOND, Phase
 from topologies.agent.spec import Mode
 from topologies.rundir import RunDirectory
 from topologies.runtime import NodeKind, NodeOutcome, Outcome
+
+if TYPE_CHECKING:
+    from topologies.hosts.team import Team
 
 STATE_SCHEMA = "state/1"
 STATE_EVERY = 100 * MILLISECOND
@@ -64,8 +69,10 @@ def node_state(node: NodeOutcome) -> dict[str, Any]:
     }
 
 
-def ended_state(outcome: Outcome, topology: str) -> dict[str, Any]:
-    """The state of a lab that had no agent, once it is over."""
+def ended_state(
+    outcome: Outcome, topology: str, probes: Mapping[str, tuple[Any, ...]], archs: Mapping[str, str]
+) -> dict[str, Any]:
+    """The state of a lab that had no agent, once it is over: `probes` by guest, as they reported; `archs` by node."""
     return {
         "schema": STATE_SCHEMA,
         "lab": outcome.lab,
@@ -77,7 +84,9 @@ def ended_state(outcome: Outcome, topology: str) -> dict[str, Any]:
         "phase": str(Phase.DOWN),
         "epoch": None,
         "waits": [],
-        "nodes": [node_state(node) for node in outcome.nodes],
+        "nodes": [
+            {**node_state(node), "probe": probes.get(node.name), "arch": archs.get(node.name)} for node in outcome.nodes
+        ],
         "outcome": outcome.as_json(),
     }
 
@@ -85,8 +94,9 @@ def ended_state(outcome: Outcome, topology: str) -> dict[str, Any]:
 class Journal:
     """Keeps the run directory's records up to date."""
 
-    def __init__(self, core: LabCore, run: RunDirectory) -> None:
+    def __init__(self, core: LabCore, run: RunDirectory, team: Team | None = None) -> None:
         self._core = core
+        self._team = team
         self._run = run
         self._since = time.time()
         self._self_started = start_time(os.getpid())
@@ -113,17 +123,23 @@ class Journal:
             "waits": self._core.waits(now),
             "nodes": [],
         }
+        if self._team is not None:
+            state["host"] = spec.leader or None
+            state["hosts"] = self._team.records(now)
         for node in self._core.nodes():
             age = _seconds(now, node.since_ns or None)
+            home = {} if self._team is None else {"host": self._team.home(node.spec.name) or None, "lost": node.lost}
+            far = bool(node.spec.host)  # its process is of another machine
             state["nodes"].append(
                 {
                     **node_state(node.outcome()),
                     "pid": node.pid,
-                    "started": start_time(node.pid) if node.pid and node.lives else None,
+                    "started": start_time(node.pid) if node.pid and node.lives and not far else None,
                     "since": None if age is None else round(wall - age, 3),
                     "silent": _seconds(now, node.silent_since_ns),
                     "arch": getattr(node.spec.config, "arch", None),
                     "probe": self.probes.get(node.spec.name),
+                    **home,
                 }
             )
         if outcome is not None:
@@ -164,6 +180,15 @@ class Journal:
             self._dirty = False
             self._next_state = now + STATE_EVERY
             self.write_state(now)
+
+    def far_log(self, node: str, at: int, data: bytes) -> None:
+        """Keep what `node`, on another host, wrote to its log, from byte `at` on."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self._run.node_directory(node) / LOG, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, data, at)
+            finally:
+                os.close(fd)
 
     def event(self, node: str, code: str, fields: Mapping[str, Any] | tuple[Any, ...]) -> None:
         """Add a line to the node's events."""

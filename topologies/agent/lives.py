@@ -59,7 +59,9 @@ class Lives:
         config, again = node.spec.config, node.state is NodeState.RESTARTING
         if node.spec.kind is NodeKind.GUEST:
             node.domid = self._toolstack.domids[name]
-            peers = self._toolstack.peers(name)
+            # As they are now, of those whom it may know at all.
+            beside = self._toolstack.peers(name)
+            peers = {peer: beside.get(peer, domid) for peer, domid in config.peers.items()}
             return dataclasses.replace(config, epoch=self._core.epoch, domid=node.domid, peers=peers)
         if not again:
             return config
@@ -67,9 +69,10 @@ class Lives:
             return dataclasses.replace(config, epoch=self._core.epoch + 1)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(config.attach_path)  # it could not do so itself
-        wanted = [domain for domain in config.domains if self._core.comes_again(domain.name)]
+        nested = [domain for domain in config.domains if domain.nested]
+        wanted = [domain for domain in config.domains if not domain.nested and self._core.comes_again(domain.name)]
         fresh = [dataclasses.replace(domain, domid=self._toolstack.give(domain.name, now)) for domain in wanted]
-        return dataclasses.replace(config, epoch=self._core.epoch, domains=tuple(fresh))
+        return dataclasses.replace(config, epoch=self._core.epoch, domains=(*fresh, *nested))
 
     def ended(self, name: str, now: int) -> None:
         """The process of `name` is gone."""
@@ -106,7 +109,7 @@ class Lives:
     def _begin_in(self, guest: str, domid: int) -> None:
         """The fresh domain is there: its peers learn of it before its guest starts."""
         for peer in self._toolstack.neighbours(guest):
-            if peer in self._living:
+            if peer in self._living and guest in self._node(peer).spec.config.peers:
                 self._tell(peer, ["peer", guest, domid])
         self._node(guest).domid = domid
         self._start(guest)

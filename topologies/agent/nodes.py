@@ -9,6 +9,9 @@ from topologies.agent.phases import MOVES, NodeEvent
 from topologies.agent.spec import NodeSpec
 from topologies.runtime import ENDED, NodeKind, NodeOutcome, NodeState, ending_words
 
+COUNTER_FAMILIES = ("arch", "host")
+"""Counters come in two families that are never mixed: what the architecture did, and what the host paid."""
+
 
 class LabSink(Protocol):
     """What the core makes happen."""
@@ -46,6 +49,7 @@ class Node:
         "kill_at",
         "kill_why",
         "last_error",
+        "lost",
         "orphaned",
         "pid",
         "restart_at",
@@ -83,6 +87,7 @@ class Node:
         self.last_error = ""  # and in words
         self.kill_at: int | None = None  # it lost its attach connection, or its hypervisor, and lives on
         self.kill_why = ""
+        self.lost = False  # with its host
 
     def begin_again(self) -> None:
         """A new life: what was of the last one is forgotten, but for how it ended."""
@@ -93,6 +98,25 @@ class Node:
         self.detail = ""
         self.goodbye = self.was_ready = False
         self.result = {}
+
+    def end(self, status: int, crash: str) -> NodeEvent:
+        """Its process is gone: exit code or negated signal, and what its own code raised.  What that is called."""
+        self.detail = crash or self.detail
+        self.kill_at = None
+        if status < 0:
+            self.signal = -status
+        else:
+            self.exit = status
+        if crash or status < 0:
+            return NodeEvent.ENDED_BADLY
+        return NodeEvent.ENDED_CODE if status else NodeEvent.ENDED_ZERO
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        """It reported results, or counters."""
+        families = {family: fields[family] for family in COUNTER_FAMILIES if family in fields}
+        self.result = {**self.result, **{key: value for key, value in fields.items() if key not in families}}
+        if families:
+            self.counters = {**(self.counters or {}), **families}
 
     def explain_last(self, reason: str) -> None:
         """Why its last life ended, in words that came later than its end was seen."""
@@ -120,6 +144,8 @@ class Node:
             counters=self.counters or {},
             restarts=self.restarts,
             last_error=self.last_error,
+            host=self.spec.host,
+            lost=self.lost,
         )
 
     @property
@@ -155,12 +181,16 @@ class Nodes:
         return (node for node in self if node.spec.kind is kind)
 
     def under(self, guest: Node) -> Node | None:
-        """The hypervisor that `guest` runs on."""
+        """The hypervisor that `guest`, or a nested hypervisor, runs on."""
         return self._nodes.get(guest.spec.hypervisor or "")
 
     def on(self, hypervisor: Node) -> Iterator[Node]:
         """The guests of `hypervisor`."""
         return (guest for guest in self.of(NodeKind.GUEST) if guest.spec.hypervisor == hypervisor.spec.name)
+
+    def inside(self, hypervisor: Node) -> Iterator[Node]:
+        """The hypervisors that are guests of `hypervisor`."""
+        return (node for node in self.of(NodeKind.HYPERVISOR) if node.spec.hypervisor == hypervisor.spec.name)
 
     def move(self, node: Node, event: NodeEvent, now: int) -> bool:
         """Take `node` to the state to which `event` leads, and tell of it.  False: the event came too late."""

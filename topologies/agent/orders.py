@@ -16,6 +16,7 @@ from typing import Any, Final
 from topologies.agent.phases import SECOND
 
 ORDER, DONE = "order", "order-done"
+POLICY: Final = "policy"
 WITHIN: Final = 5 * SECOND
 """What hypervisors have to answer in."""
 
@@ -51,12 +52,18 @@ class Orders:
         data: Mapping[str, Any],
         now: int,
         done: Callable[[Answers], None],
+        later: Iterable[str] = (),
     ) -> None:
-        """Tell `hypervisors` a change; `done` is called once, with what came of it."""
+        """Tell `hypervisors` a change; `done` is called once, with what came of it.
+
+        Those of `later` are not there now, and are told when they are started.
+        """
         self._number += 1
         record = [ORDER, self._number, what, json.dumps(data, sort_keys=True)]
         order = Order(self._number, record, now + WITHIN, done, set(hypervisors))
         self._open[order.number] = order
+        for hypervisor in later:
+            self._stand(hypervisor, record)
         for hypervisor in sorted(order.untold):
             self._tell(hypervisor, record)
         self._finish_if_done(order)
@@ -69,8 +76,13 @@ class Orders:
         order.untold.discard(hypervisor)
         order.answers[hypervisor] = words
         if not words:
-            self._standing.setdefault(hypervisor, []).append(order.record)
+            self._stand(hypervisor, order.record)
         self._finish_if_done(order)
+
+    def _stand(self, hypervisor: str, record: list[Any]) -> None:
+        """Keep a change for the hypervisor's next process, in the place of those that it undoes."""
+        before = self._standing.get(hypervisor, [])
+        self._standing[hypervisor] = [old for old in before if _subject(old) != _subject(record)] + [record]
 
     def repeat(self, hypervisor: str) -> None:
         """The hypervisor has joined a broker: say again what it has not answered."""
@@ -98,3 +110,9 @@ class Orders:
     def _finish_if_done(self, order: Order) -> None:
         if not order.untold and self._open.pop(order.number, None) is not None:
             order.done(dict(sorted(order.answers.items())))
+
+
+def _subject(record: list[Any]) -> tuple[Any, ...]:
+    """What a change is about: the policy, or what a guest is led by.  The last one about it counts."""
+    data = json.loads(record[3])
+    return () if record[2] == POLICY else (data.get("holder"), data.get("port"), data.get("source_port"))

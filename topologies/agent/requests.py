@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from topologies.agent.changes import Changes, Refused
 from topologies.agent.control import Client, ControlSocket, LineWriter
 from topologies.agent.core import LabCore
 from topologies.agent.journal import Journal
@@ -38,6 +39,7 @@ class Requests:
         journal: what there is to tell of it.
         take_down: called when somebody wants the lab down.
         ask_counters: asks a hypervisor for its counters.
+        changes: carries out orders, and faults of links.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Requests:
         journal: Journal,
         take_down: Callable[[], None],
         ask_counters: Callable[[str], None],
+        changes: Changes,
     ) -> None:
+        self._changes = changes
         self._control = control
         self._sources = sources
         self._core = core
@@ -80,6 +84,8 @@ class Requests:
             self._finish(client)
         elif request.get("op") == "inspect":
             self._inspect(client, now)
+        elif request.get("op") in ("order", "impair"):
+            self._change(client, request, now)
         elif request.get("op") == "down":
             self._going_down.append(client)
             self._take_down()
@@ -91,6 +97,19 @@ class Requests:
         """Pass a progress record to those who wait for the end."""
         for client in self._going_down:
             client.writer.write(record)
+
+    def _change(self, client: Client, request: Mapping[str, Any], now: int) -> None:
+        """Have something changed, and answer when it is."""
+
+        def reply(record: Mapping[str, Any]) -> None:
+            if client in self._control.clients.values():  # else it has gone meanwhile
+                client.writer.write(record)
+                self._finish(client)
+
+        try:
+            self._changes.request(request, now, reply)
+        except Refused as refused:
+            reply({"what": "error", "words": str(refused)})
 
     # ---- inspections --------------------------------------------------------------------------------------
 
@@ -109,6 +128,7 @@ class Requests:
 
     def serve(self, now: int) -> None:
         """Answer what can be answered, and send what clients have room for."""
+        self._changes.serve(now)
         for inspection in list(self._inspections):
             if not inspection.untold or now >= inspection.until:
                 self._inspections.remove(inspection)
@@ -121,7 +141,7 @@ class Requests:
 
     def moments(self) -> list[int]:
         """When to look again, whatever happens."""
-        return [inspection.until for inspection in self._inspections]
+        return [*(inspection.until for inspection in self._inspections), *self._changes.moments()]
 
     @property
     def pending(self) -> bool:

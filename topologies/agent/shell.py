@@ -12,8 +12,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from topologies.agent.changes import Changes
 from topologies.agent.children import Child, Children, SpawnError
 from topologies.agent.control import ControlSocket, LineWriter
 from topologies.agent.core import LabCore
@@ -30,6 +31,10 @@ from topologies.agent.uplink import BROKER, HEARTBEAT, Uplink
 from topologies.exitcodes import ExitCode
 from topologies.rundir import RunDirectory
 from topologies.runtime import Fault, Outcome
+
+if TYPE_CHECKING:
+    from topologies.hosts.member import HostState, RemoteChild
+    from topologies.hosts.team import Team
 
 FLUSH_EVERY = 10 * MILLISECOND
 HYPERVISOR_GOES_WITHIN = 0.2
@@ -52,6 +57,7 @@ class Shell:
         control: ControlSocket,
         orders: int,
         progress: LineWriter,
+        team: Team | None = None,
     ) -> None:
         self._specs = {node.name: node for node in spec.nodes}
         self._run = run
@@ -59,16 +65,23 @@ class Shell:
         self._orders = orders
         self._launcher = progress
         self._released = False
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, Child | RemoteChild] = {}
+        self._team = team
         self._to_start: deque[str] = deque()
         self._sources = Sources()
         self._core = LabCore(spec, self)
-        self._journal = Journal(self._core, run)
+        self._journal = Journal(self._core, run, team)
         self._lives = Lives(self._core, self._tell, self._children.keys(), self._to_start.append)
-        self._requests = Requests(control, self._sources, self._core, self._journal, self._take_down, self.ask_counters)
-        self._news = News(self._core, self._journal, self._lives, self._requests.on_counters, self._on_lost)
+        self._changes = Changes(self._core, self._tell, self._say)
+        self._requests = Requests(
+            control, self._sources, self._core, self._journal, self._take_down, self.ask_counters, self._changes
+        )
+        self._news = News(
+            self._core, self._journal, self._lives, self._changes, self._requests.on_counters, self._on_lost,
+            None if team is None else team.on_fabric,
+        )  # fmt: skip
         self._uplink = Uplink(
-            self._specs[BROKER], self._sources, self._news.on_record, self._on_welcome, self._lives.repeat
+            self._specs[BROKER], self._sources, self._news.on_record, self._on_welcome, self._repeat
         )
 
     # ---- the loop -----------------------------------------------------------------------------------------
@@ -78,9 +91,12 @@ class Shell:
         self._sources.watch(self._orders, self._on_orders)
         self._sources.watch(self._all.forkserver_pidfd, self._on_forkserver_gone)
         self._catch_signals()
+        if self._team is not None:
+            self._team.open(self._sources, self)
         self._core.begin(time.monotonic_ns())
         while self._core.phase is not Phase.DOWN:
             self._turn()
+        self._leave_hosts()
         now = time.monotonic_ns()
         self._uplink.close()
         outcome = self._core.outcome(now)
@@ -97,6 +113,8 @@ class Shell:
         self._uplink.serve(now, BROKER in self._children)
         if BROKER in self._children:
             self._news.broker_silent(BROKER, self._uplink.silent_since())
+        if self._team is not None:
+            self._team.serve(now)
         self._requests.serve(now)
         self._launcher.flush()
         self._journal.write_due_state(now)
@@ -109,6 +127,8 @@ class Shell:
         moments += [at for at in (self._core.deadline(), self._journal.due()) if at is not None]
         if self._launcher.pending or self._requests.pending:
             moments.append(now + FLUSH_EVERY)
+        if self._team is not None:
+            moments += self._team.moments(now)
         return max(0.0, (min(moments) - now) / 1e9)
 
     # ---- the launcher, signals, the forkserver ------------------------------------------------------------
@@ -117,6 +137,8 @@ class Shell:
         data = os.read(self._orders, 4096)
         if data == RELEASE:
             self._released = True
+            if self._team is not None:
+                self._team.release()
             self._launcher.write({"what": "released"})
         if not data:
             self._sources.unwatch(self._orders)
@@ -164,6 +186,9 @@ class Shell:
             directory = self._run.node_directory(name)
             (directory / CRASH).unlink(missing_ok=True)  # a former life's
             config = self._lives.config(name, time.monotonic_ns())
+            if self._team is not None and self._team.has(name):
+                self._team.spawn(self._specs[name], config)
+                return
             child = self._all.spawn(name, directory, self._specs[name].entry, config)
         except (SpawnError, NoDomid, OSError) as error:
             if self._all.forkserver_lives():
@@ -178,21 +203,27 @@ class Shell:
         self._core.spawned(name, child.pid, time.monotonic_ns())
 
     def _on_end(self, name: str) -> None:
-        child = self._children.pop(name, None)
-        if child is None:
+        child = self._children.get(name)
+        if not isinstance(child, Child):
             return
+        del self._children[name]
         status, crash = child.wait(), child.crash()
         self._hypervisor_first(name, status)
+        self._sources.unwatch(child.sentinel)
+        self._sources.unwatch(child.pidfd)
+        self._ended(name, status, crash, child.last_words())
+        child.close()
+
+    def _ended(self, name: str, status: int, crash: str, last_words: str) -> None:
         node = self._core.node(name)
         if status == ExitCode.INFRASTRUCTURE and node is not None and not node.was_ready and not node.detail:
             # It could not even join, so it could tell nobody.
-            self._core.said_why(name, child.last_words())
-        self._sources.unwatch(child.sentinel)
-        self._sources.unwatch(child.pidfd)
-        child.close()
+            self._core.said_why(name, last_words)
         now = time.monotonic_ns()
         if name == BROKER:
             self._uplink.broker_died()
+            if self._team is not None:
+                self._team.fabric_silent()
         else:
             self._lives.ended(name, now)
             self._uplink.send(["gone", name, status, crash])
@@ -208,12 +239,75 @@ class Shell:
         if child.gone(HYPERVISOR_GOES_WITHIN if wants else 0.0):
             self._on_end(under)
 
+    # ---- other hosts --------------------------------------------------------------------------------------
+
+    def far_spawned(self, child: RemoteChild) -> None:
+        """A node's process runs on another host."""
+        if self._core.may_start(child.name):
+            self._children[child.name] = child
+            self._core.spawned(child.name, child.pid, time.monotonic_ns())
+            self._news.spawned(child.name, child.pid)
+        else:
+            child.signal(signal.SIGKILL)  # the lab has changed its mind meanwhile
+
+    def far_not_spawned(self, name: str, words: str) -> None:
+        """It could not be started."""
+        if self._core.may_start(name):
+            self._core.not_spawned(name, words, time.monotonic_ns())
+
+    def far_ended(self, name: str, status: int, crash: str, last_words: str) -> None:
+        """It is gone."""
+        if self._children.pop(name, None) is not None:
+            self._news.ended(name)
+            self._ended(name, status, crash, last_words)
+
+    def far_log(self, name: str, at: int, data: bytes) -> None:
+        """What it wrote is kept here as well: it is to be read when its host is gone."""
+        self._journal.far_log(name, at, data)
+
+    def on_host(self, host: str, state: HostState, words: str) -> None:
+        """A host stands differently now."""
+        assert self._team is not None
+        self._journal.event(self._team.agent_of(host), str(state), (words,))
+        self.progress({"what": "host", "name": host, "state": str(state), "detail": words})
+
+    def host_lost(self, host: str, words: str) -> None:
+        """A host is lost, with what ran there."""
+        assert self._team is not None
+        now = time.monotonic_ns()
+        names = self._team.nodes_on(host)
+        for name in names:
+            if self._children.pop(name, None) is not None:
+                self._lives.ended(name, now)
+                self._uplink.send(["gone", name, 0, f"host {host} is lost"])
+        self._core.host_lost(names, words, now)
+
+    def _leave_hosts(self) -> None:
+        """Whatever is left on other hosts goes, and says so."""
+        team = self._team
+        if team is None:
+            return
+        limit = team.leave()
+        while not team.over and time.monotonic_ns() < limit:
+            self._turn()
+        for words in team.not_left():
+            self._core.accuse(words)
+        team.close()
+
     # ---- the broker ---------------------------------------------------------------------------------------
 
     def _tell(self, name: str, record: list[Any]) -> None:
         self._uplink.tell(name, record)
 
+    def _say(self, record: list[Any]) -> None:
+        self._uplink.send(record)
+
+    def _repeat(self, hypervisor: str) -> None:
+        self._lives.repeat(hypervisor)
+        self._changes.repeat(hypervisor)
+
     def _on_welcome(self) -> None:
+        self._changes.welcome()
         self._core.ready(BROKER, time.monotonic_ns())
 
     def _on_lost(self, hypervisor: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from topologies.hosts.provider import HostSpec
 from topologies.runtime import NodeKind
 from topologies.units import format_duration
 
@@ -25,7 +26,7 @@ class NodeSpec:
     """One node: `entry` is ``module:function`` and takes `config`, the node's start arguments.
 
     `restart`: a guest that dies or fails is started again; a hypervisor that ends is, and its guests with it.  A broker
-    always is.
+    always is.  `host`: the other host on which it runs; "" for the leader's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class NodeSpec:
     hypervisor: str | None = None
     domid: int | None = None
     restart: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,11 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """A whole lab."""
+    """A whole lab.
+
+    `hosts` are the others on which something of it runs; none: all of it runs here.  `leader` is this host's name among
+    those of the topology, if it has one, and `address` how others reach it, if the topology says so.
+    """
 
     name: str
     mode: Mode
@@ -71,3 +77,7 @@ class LabSpec:
     run_dir: str = ""
     topology: str = ""
     resolved: str = ""
+    hosts: tuple[HostSpec, ...] = ()
+    leader: str = ""
+    address: str = ""
+    host_timeout_ns: int = 0

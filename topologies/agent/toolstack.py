@@ -73,11 +73,18 @@ class DomainIds:
         return domid in self._used
 
 
+def _nested(hypervisor: Any) -> list[int]:
+    """The domain ids that hypervisors on this one have, which it gives them itself."""
+    return [domain.domid for domain in getattr(hypervisor, "domains", ()) if domain.nested]
+
+
 class Toolstack:
     """The domains of a lab's guests.  `tell(hypervisor, record)` speaks to a hypervisor, at best."""
 
     def __init__(self, nodes: Iterable[NodeSpec], tell: Callable[[str, list[Any]], None]) -> None:
+        nodes = list(nodes)
         self._guests = {node.name: node for node in nodes if node.kind is NodeKind.GUEST}
+        self._nested = {node.name: _nested(node.config) for node in nodes if node.kind is NodeKind.HYPERVISOR}
         self._tell = tell
         self.domids: dict[str, int] = {name: node.domid or 0 for name, node in self._guests.items()}
         self._ids: dict[str, DomainIds] = {}
@@ -85,6 +92,7 @@ class Toolstack:
         for name, node in self._guests.items():
             self._orders.setdefault(self.hypervisor(name), {})
             on_it = [self.domids[other] for other in self.neighbours(name)]
+            on_it += self._nested.get(self.hypervisor(name), ())
             self._ids.setdefault(node.hypervisor or "", DomainIds([*on_it, self.domids[name]]))
 
     def hypervisor(self, guest: str) -> str:

@@ -13,13 +13,16 @@ from topologies.agent.journal import EVENTS
 from topologies.commands.lifecycle import LOOK_EVERY, NotFound
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
+from topologies.hosts.names import agent_name
 from topologies.labs import Lab
 
 
 def events(name: str | None, form: Format, *, initial_state: bool = False, follow: bool = False) -> int:
     """`argosy events`: what is recorded; with `initial_state` what is now; with `follow` what comes until the end."""
     lab = _choose(name)
-    tails = {node["name"]: Tail(node["name"], lab.run_dir) for node in lab.state["nodes"]}
+    names = [node["name"] for node in lab.state["nodes"]]
+    names += [agent_name(host["name"]) for host in lab.state.get("hosts", ())]
+    tails = {name: Tail(name, lab.run_dir) for name in names}
     past = _read(tails)
     if initial_state:
         now = round(time.time(), 6)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from topologies import labs, rundir
@@ -29,10 +30,28 @@ def exec(node: str, command: Sequence[str], lab: str | None) -> int:
     words = list(command[1:] if command[:1] == ["--"] else command)
     if not words:
         raise NotFound("there is no command to run: argosy exec NODE -- COMMAND...")
+    far = [host for host in found.state.get("hosts", ()) if host["name"] == record.get("host")]
+    if far:
+        return _exec_there(found, far[0], node, words)
     try:
         os.chdir(directory)
     except OSError as error:
         raise NotFound(f"{directory}: {error.strerror}", ExitCode.INFRASTRUCTURE) from None
+    return _become(words, told)
+
+
+def _exec_there(lab: Lab, host: dict[str, Any], node: str, words: list[str]) -> int:
+    """The same on the node's own host, through the connection that the lab has to it."""
+    from topologies.hosts.names import part_name
+    from topologies.hosts.provider import HostSpec, provider_of
+
+    provider = provider_of(HostSpec(**host["spec"]), Path(lab.state["sockets"]))
+    there = ["-P", "-m", "topologies.cli", "exec", "--lab", part_name(lab.name, host["name"]), node, "--", *words]
+    terminal = os.isatty(0) and os.isatty(1)
+    return _become(provider.command(there, terminal=terminal), dict(os.environ))
+
+
+def _become(words: list[str], told: dict[str, str]) -> int:
     sys.stdout.flush()
     for number in IGNORED_BY_PYTHON:  # which a program that is started would inherit
         signal.signal(number, signal.SIG_DFL)
@@ -49,7 +68,7 @@ def exec(node: str, command: Sequence[str], lab: str | None) -> int:
 
 def _choose(node: str, name: str | None) -> tuple[Lab, dict[str, Any]]:
     """The running lab that is meant, and what it says of `node`."""
-    running = labs.running_labs()
+    running = labs.running_labs(parts=labs.is_part(name))
     names = ", ".join(lab.name for lab in running)
     if name is not None and name not in (lab.name for lab in running):
         words = f"no lab {name!r} runs" + (f" [running: {names}]" if names else "")

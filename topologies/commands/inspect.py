@@ -21,6 +21,8 @@ from topologies.runtime import signal_name
 SCHEMA = "inspect/1"
 PROBE_SCHEMA = "probe/1"
 SHOWN_NAMES = 12
+APART = ("slots", "more_slots", "confined", "policy")
+"""What a hypervisor tells with its counters and is none: who is led where, and who is refused what."""
 SEEN_COLUMNS = ("name", "at", "abi", "domid")
 SEEN_TITLES = ("hypervisor", "found at", "its calls", "domain id told")
 DOOR_COLUMNS = ("door", "speaks", "instruction", "selector", "found", "detail", "closeness", "exits", "cycles")
@@ -82,6 +84,7 @@ def _record(lab: Lab, node: dict[str, Any]) -> dict[str, Any]:
     alive = lab.running and node["state"] in ALIVE
     lost = (not lab.running and "outcome" not in lab.state) or node.get("lost")
     ended = {record["name"]: record for record in lab.state.get("outcome", {}).get("nodes", [])}
+    counters = dict(node.get("counters", ended.get(node["name"], {}).get("counters", {})))
     return {
         "name": node["name"],
         "kind": node["kind"],
@@ -97,7 +100,8 @@ def _record(lab: Lab, node: dict[str, Any]) -> dict[str, Any]:
         "restarts": node.get("restarts", 0),
         "last_error": _last_error(node),
         "probe": _probe(node.get("probe")),
-        "counters": node.get("counters", ended.get(node["name"], {}).get("counters", {})),
+        **{key: counters.pop(key) for key in APART if key in counters},
+        "counters": counters,
     }
 
 

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from topologies import basedir, rundir
 from topologies.exitcodes import ExitCode
@@ -179,8 +180,11 @@ def _run_inline(options: Options) -> Outcome:
         for guest in plan.guests:
             directory.node_directory(guest.name)
         with progress_for(sys.stderr) as progress:
-            outcome = InlineRuntime(options.seed).run(plan, progress)
-        _record(directory, options, outcome)
+            runtime = InlineRuntime(options.seed)
+            outcome = runtime.run(plan, progress)
+        archs = {hypervisor.name: hypervisor.arch for hypervisor in plan.hypervisors}
+        archs |= {guest.name: guest.arch for guest in plan.guests}
+        _record(directory, options, outcome, runtime.probes, archs)
     except KeyboardInterrupt:
         # It was raised inside some guest's task; asyncio need not tell of that.
         logging.getLogger("asyncio").disabled = True
@@ -190,8 +194,14 @@ def _run_inline(options: Options) -> Outcome:
     return outcome
 
 
-def _record(directory: rundir.RunDirectory, options: Options, outcome: Outcome) -> None:
+def _record(
+    directory: rundir.RunDirectory,
+    options: Options,
+    outcome: Outcome,
+    probes: Mapping[str, tuple[Any, ...]],
+    archs: Mapping[str, str],
+) -> None:
     """Leave the same record behind as a lab of processes does."""
     from topologies.agent.journal import ended_state
 
-    directory.write_state(ended_state(outcome, _shown(options.file)))
+    directory.write_state(ended_state(outcome, _shown(options.file), probes, archs))

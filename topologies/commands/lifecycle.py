@@ -51,9 +51,35 @@ def ps(form: Format, *, everything: bool = False) -> int:
         print(json.dumps({"schema": PS_SCHEMA, "labs": states}, indent=1))
         return int(ExitCode.OK)
     rows = [_row(lab, node) for lab in found for node in lab.state["nodes"]]
+    hosts = [host for lab in found for host in ([""] * len(lab.state["nodes"]) if _alone(lab) else _homes(lab))]
     titles = ["lab", "node", "kind", "state", "pid", "on", "domain", "for", "restarts", "detail"]
-    print_table(titles, rows, [False, False, False, False, True, False, True, True, True, False], sys.stdout)
+    numbers = [False, False, False, False, True, False, True, True, True, False]
+    if any(not _alone(lab) for lab in found):
+        titles, numbers = [*titles[:2], "host", *titles[2:]], [*numbers[:2], False, *numbers[2:]]
+        rows = [[*row[:2], host, *row[2:]] for row, host in zip(rows, hosts, strict=True)]
+        rows += [_host_row(lab, host) for lab in found for host in lab.state.get("hosts", ())]
+    print_table(titles, rows, numbers, sys.stdout)
     return int(ExitCode.OK)
+
+
+def _alone(lab: Lab) -> bool:
+    """Whether all of the lab runs here."""
+    return not lab.state.get("hosts")
+
+
+def _homes(lab: Lab) -> list[str]:
+    return [node.get("host") or "" for node in lab.state["nodes"]]
+
+
+def _host_row(lab: Lab, host: dict[str, Any]) -> list[str]:
+    """A host other than the leader's, as its agent is known there."""
+    alive = lab.running and host["state"] not in ("lost", "left")
+    detail = host["detail"] or ""
+    if alive and host["silent"] is not None:
+        detail = f"not heard for {host['silent']:.0f} s"
+    state = host["state"] if lab.running or "outcome" in lab.state else "lost"
+    pid = str(host["pid"] or "") if alive else ""
+    return [lab.name, host["name"], host["name"], "host", state, pid, host["address"] or "", "", "", "", detail]
 
 
 def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
@@ -63,6 +89,8 @@ def _row(lab: Lab, node: dict[str, Any]) -> list[str]:
         state, detail = "unresponsive", f"not heard for {node['silent']:.0f} s"
     elif not lab.running and "outcome" not in lab.state:
         state = "lost"  # the agent was killed, and its nodes with it
+    if node.get("lost"):
+        state, detail = "lost", f"with host {node['host']}: {detail}"
     if node["signal"] is not None and not detail:
         detail = f"killed by {signal_name(node['signal'])}"
     elif node["exit"] is not None and not detail:
@@ -98,7 +126,7 @@ def _age(seconds: float) -> str:
 
 def down(name: str | None, form: Format, *, everything: bool = False) -> int:
     """`argosy down`: take labs down and wait until nothing of them is left."""
-    running = labs.running_labs()
+    running = labs.running_labs(parts=labs.is_part(name))
     if everything:
         chosen = running
         leftovers = labs.remove_leftovers()
@@ -122,9 +150,11 @@ def down(name: str | None, form: Format, *, everything: bool = False) -> int:
 def _choose(name: str | None, running: list[Lab]) -> list[Lab]:
     names = ", ".join(lab.name for lab in running)
     if name is None:
-        if len(running) > 1:
+        # A part of somebody else's lab is taken down here only when it is named.
+        whole = [lab for lab in running if "part_of" not in lab.state] or running
+        if len(whole) > 1:
             raise NotFound(f"several labs run: name one of {names}, or --all")
-        return running
+        return whole
     chosen = [lab for lab in running if lab.name == name]
     if not chosen:
         words = f"no lab {name!r} runs" + (f" [running: {names}]" if names else "")
@@ -208,7 +238,7 @@ def _find_log(node: str, lab: str | None, run_dir: str | None) -> tuple[Path, st
             raise NotFound(f"{path} is no lab's run directory")
         found = [Lab(state["lab"], path, state, None)]
     else:
-        found = labs.running_labs()
+        found = labs.running_labs(parts=labs.is_part(lab))
         found += labs.ended_labs(found)
     if lab is not None:
         found = [one for one in found if one.name == lab]
