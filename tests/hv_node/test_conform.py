@@ -101,7 +101,7 @@ def test_a_core_that_writes_too_much_is_seen(tmp_path: Path, monkeypatch: pytest
     """A stray store anywhere, in memory that the trace never names."""
     real = conform._call
 
-    def stray(subject: conform._Subject, event: Event) -> int:
+    def stray(subject: conform.Subject, event: Event) -> int:
         ret = real(subject, event)
         if event["ev"] == "kill":
             subject.actual[3][-1] ^= 1
