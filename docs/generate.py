@@ -1,7 +1,7 @@
 """Writes the documents that show the code's tables.  `python docs/generate.py` writes them, `--check` compares.
 
-docs/tables.md is generated as a whole.  docs/doors.md and docs/interrupts.md are written by hand but for what stands
-between `<!-- table: NAME -->` and `<!-- end -->`.  Only documentation is generated from the code; what tests expect is
+docs/tables.md is generated as a whole.  The documents of MARKED are written by hand but for what stands between
+`<!-- table: NAME -->` and `<!-- end -->`.  Only documentation is generated from the code; what tests expect is
 written down a second time, from the specifications.
 """
 
@@ -13,13 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import all_tables, door_tables, interrupt_tables
+from docs import all_tables, door_tables, interrupt_tables, nesting_tables, slot_tables, uxen_tables
 from docs.render import fill
 
 HERE = Path(__file__).parent
 MARKED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "doors.md": door_tables.TABLES,
     "interrupts.md": interrupt_tables.TABLES,
+    "nesting.md": nesting_tables.TABLES,
+    "addressing.md": slot_tables.ADDRESSING,
+    "policy.md": slot_tables.POLICY,
+    "uxen.md": uxen_tables.TABLES,
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hmx.attach import MAX_MESSAGE, AttachError, Reply, Request, pack_request, unpack_reply
+from hmx.attach import MAX_MESSAGE, Reply, Request, accepted, pack_request
 from hmx.vcpu_area import AREA_SIZE
 
 _MAX_FDS: Final = 253
@@ -99,13 +99,7 @@ def attach(
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 fds.extend(received)
-        if not data:
-            raise AttachError("the hypervisor closed the attach socket without a reply")
-        reply = unpack_reply(data)
-        if reply.refused:
-            raise AttachError(f"the hypervisor refused to attach {name!r}: {reply.text}")
-        if len(fds) != 2 + 2 * reply.vcpus:
-            raise AttachError(f"attached with {len(fds)} descriptors for {reply.vcpus} vCPUs")
+        reply = accepted(data, len(fds), name)
         ram = mmap.mmap(fds[0], reply.memory)
         areas = mmap.mmap(fds[1], reply.vcpus * AREA_SIZE)
         bells = [

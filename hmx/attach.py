@@ -86,6 +86,18 @@ def unpack_reply(data: bytes) -> Reply:
     return Reply(bool(status), domid, vcpus, arch, memory, text)
 
 
+def accepted(data: bytes, descriptors: int, name: str) -> Reply:
+    """The reply by which `name` was let in, with so many descriptors.  AttachError for every other one."""
+    if not data:
+        raise AttachError("the hypervisor closed the attach socket without a reply")
+    reply = unpack_reply(data)
+    if reply.refused:
+        raise AttachError(f"the hypervisor refused to attach {name!r}: {reply.text}")
+    if not reply.vcpus or descriptors != 2 + 2 * reply.vcpus:
+        raise AttachError(f"attached with {descriptors} descriptors for {reply.vcpus} vCPUs")
+    return reply
+
+
 def _check(magic: int, version: int) -> None:
     if magic != MAGIC:
         raise AttachError(f"attach: magic is {magic:#x}, expected {MAGIC:#x}")

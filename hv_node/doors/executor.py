@@ -58,7 +58,8 @@ class Executor:
     """Executes the frames of one hypervisor's guests.  `post(domid, vcpu, entry)` posts an interrupt.
 
     `parents` are the hypervisors around it, the outermost first, with their doors; `stolen` is told of a call of Argo
-    that one of them takes from a guest; without it those doors are absent.
+    that one of them takes from a guest; without it those doors are absent.  `hides_domid(domid)`: a domain is not to
+    know its own id (experimental, not upstream).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Executor:
         self._v4v = v4v
         self._post = post
         self.stolen = stolen
+        self.hides_domid: Callable[[int], bool] = lambda _domid: False
         self._level = len(parents)
         self._composed = Composition((*parents, with_doors(personality, doors)), CPUS[cpu])
         self._doorless = Composition((*map(without_doors, parents), personality), CPUS[cpu])
@@ -144,7 +146,8 @@ class Executor:
         counters.hypercalls += 1
         counters.argo_ops += 1
         if cmd not in (Op.SENDV, Op.NOTIFY):
-            return self._ring_op(call, call.vcpu.hvm, cmd, a1, a2, a3, a4) & _M32
+            ret = self._ring_op(call, call.vcpu.hvm, cmd, a1, a2, a3, a4)
+            return ret if ret is PENDING else ret & _M32
         ret = self.argo.op_compat(call.vcpu.hvm.domain, cmd, a1, a2, a3, a4, self.token(call), call.ctx)
         if ret is PENDING:
             return ret
@@ -160,7 +163,8 @@ class Executor:
         counters.hypercalls += 1
         counters.argo_ops += 1
         if cmd not in (Op.SENDV, Op.NOTIFY):
-            return self._ring_op(call, hvm, cmd, a1, a2, a3, a4) & _M64
+            ret = self._ring_op(call, hvm, cmd, a1, a2, a3, a4)
+            return ret if ret is PENDING else ret & _M64
         ret = self.argo.op(hvm.domain, cmd, a1, a2, a3, a4, self.token(call), call.ctx)
         if ret is PENDING:
             return ret

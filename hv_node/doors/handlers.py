@@ -97,7 +97,8 @@ def write_hypercall_page(hv: Executor, call: Call) -> None:
 
 def cpuid(hv: Executor, call: Call) -> None:
     """CPUID, at any CPL."""
-    domid = call.vcpu.hvm.domain.domid
+    found = call.vcpu.hvm.domain.domid
+    domid = None if hv.hides_domid(found) else found
     hv.done(call, leaf_of(hv.personality.name, hv.cpu_name, call.selector & _M32, domid, call.vcpu.index))
 
 

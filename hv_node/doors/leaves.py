@@ -100,10 +100,15 @@ def native_leaf(cpu: str, leaf: int, *, hypervisor: bool = False) -> Leaf:
     return _NONE
 
 
-def leaf_of(personality: str, cpu: str, leaf: int, domid: int, vcpu: int) -> Leaf:
-    """(eax, ebx, ecx, edx) of `leaf` for vCPU `vcpu` of domain `domid`; zeros for a leaf that is not there."""
+def leaf_of(personality: str, cpu: str, leaf: int, domid: int | None, vcpu: int) -> Leaf:
+    """(eax, ebx, ecx, edx) of `leaf` for vCPU `vcpu` of domain `domid`; zeros for a leaf that is not there.
+
+    `domid` None: the domain is not told its id, as under a Xen that does not offer it.
+    """
     row = _TABLE.get((personality, leaf))
     if row is None:
         return native_leaf(cpu, leaf, hypervisor=True)
-    eax, ebx, ecx, edx = (domid if value == DOMID else vcpu if value == VCPU else value for value in row[2:6])
+    if domid is None and DOMID in row[2:6]:
+        row = row._replace(eax=row.eax & ~CPUID_HVM_DOMID_PRESENT)
+    eax, ebx, ecx, edx = ((domid or 0) if value == DOMID else vcpu if value == VCPU else value for value in row[2:6])
     return eax, ebx, ecx, edx

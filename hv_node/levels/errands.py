@@ -41,10 +41,14 @@ Done = Callable[[int], None]
 
 
 class Request(IntEnum):
-    """Operations that hypervisors ask of each other; the number space is that of hmx.slots.SlotOp."""
+    """What hypervisors tell each other about slots; the number space is that of hmx.slots.SlotOp."""
 
     TELL = 0x4000_0020  # [key, message of slot_messages]: 0, a refusal, or LATER
     FINISHED = 0x4000_0021  # [key, result] of a TELL that was answered with LATER
+
+
+def _unknown(_origin: Path, _op: int, _payload: bytes) -> tuple[int, bytes]:
+    return -int(Errno.EOPNOTSUPP), b""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +72,7 @@ class Errands:
         self._working: set[tuple[Path, int]] = set()  # those of others that we answered with LATER
         self._lost: set[Path] = set()  # hypervisors of which nothing was heard since they died
         self._again: list[tuple[int, Callable[[], None]]] = []
+        self.others: Callable[[Path, int, bytes], tuple[int, bytes]] = _unknown
         level.on_request = self.requested
 
     @property
@@ -150,6 +155,8 @@ class Errands:
         """Another hypervisor asks: (result, nothing)."""
         origin = path[:-1]
         self._lost.discard(origin)
+        if op not in tuple(Request):
+            return self.others(origin, op, payload)
         try:
             match op, unpack_array(payload):
                 case Request.TELL, [int(key), message]:
@@ -159,12 +166,10 @@ class Errands:
                     if tell is not None and tell.to == origin:
                         self._answered(tell, ret)
                     return 0, b""
-                case (Request.TELL | Request.FINISHED), _:
-                    raise MessageError("wrong items")
         except (CodecError, MessageError):
-            self.malformed += 1
-            return _SENSELESS, b""
-        return -int(Errno.EOPNOTSUPP), b""
+            pass
+        self.malformed += 1
+        return _SENSELESS, b""
 
     def _told(self, origin: Path, key: int, found: Any) -> int:
         if (origin, key) in self._working:

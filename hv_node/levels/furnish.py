@@ -25,6 +25,7 @@ from hv_node.levels.delegation import Delegation
 from hv_node.levels.errands import Errands
 from hv_node.levels.gate import Gate
 from hv_node.levels.narrowing import Narrowing
+from hv_node.levels.outwards import WHERE, Outwards
 from hv_node.levels.paths import ITSELF, Path, absolute
 from hv_node.levels.policy import FirewallXsm, permissions_of, table_of
 from hv_node.levels.remote import PayloadError, pack_names, unpack_query
@@ -99,6 +100,9 @@ class Furniture:
         self.gate = Gate(level.argo, self.slots, base, self._upwards)
         self.delegation = Delegation(self.slots, self.gate)
         self.errands = Errands(level, self.delegation)
+        self._outwards = Outwards(level, self.slots, self._child_of, self._denied)
+        self.gate.up = self._outwards.domain if len(level.path) > 1 else None
+        self.errands.others = self._asked
         self.on_policy: Callable[[], None] = lambda: None
         self.installed = False
         self._rows: dict[str, list[SlotConfig]] = {domain.name: [] for domain in config.domains}
@@ -184,14 +188,27 @@ class Furniture:
 
     def _directed(self, path: Path, envelope: Envelope) -> tuple[Path, int, int] | int:
         """A send of a nested hypervisor's guest that is ours to decide: by the table of that hypervisor's domain."""
-        child = self.places.own(path[len(self.level.path)])
-        if child is None or not child.nested:
+        child = self._child_of(path)
+        if child is None:
             return _NOT_THERE
         hit = self.slots.resolve(child, envelope.port_src, DOMID_ANY, envelope.port_dst, envelope.msg_type)
         if not isinstance(hit, Hit):
             return _NOT_THERE if hit is None else hit
         to = (*self.level.path[:-1], ITSELF) if hit.up else self.places.path_of(hit.domid)
         return _NOT_THERE if to is None else (to, hit.port, op_of(hit.slot))
+
+    def _child_of(self, path: Path) -> Domain | None:
+        """The domain of the nested hypervisor of ours around whoever is at `path`."""
+        own = self.level.path
+        child = self.places.own(path[len(own)]) if path[: len(own)] == own and len(path) > len(own) else None
+        return child if child is not None and child.nested else None
+
+    def _asked(self, origin: Path, op: int, payload: bytes) -> tuple[int, bytes]:
+        """What another hypervisor asks beside slots."""
+        return self._outwards.told(origin, payload) if op == WHERE else (-int(Errno.EOPNOTSUPP), b"")
+
+    def _denied(self, caller: Domain, target: Domain, port: int) -> int:
+        return self.gate.base.send_to(caller, target, port, None)
 
     # -- what passes through to others ----
 

@@ -36,6 +36,7 @@ class Gate:
         self.slots = slots
         self.base = base
         self.upwards = upwards
+        self.up: Domain | None = None  # stands in notify for whoever a slot leads to that leads up
         self._led: tuple[Domain, Domain, int] | None = None  # what was led here just now, and is asked about next
 
     @property
@@ -79,6 +80,8 @@ class Gate:
 
     def send_to(self, source: Domain, destination: Domain, port: int, source_port: int | None = None) -> int:
         """As the module says, if the guest was led there or may say so itself."""
+        if destination is self.up:
+            return 0  # asked again when it is known who is meant
         led, self._led = self._led, None
         if led != (source, destination, port) and self.slots.hides(source.domid, destination.domid, port):
             return _NOT_THERE
@@ -135,8 +138,10 @@ class Gate:
     def implicit_query(self, caller: Domain, domid: int, port: int) -> tuple[Domain | None, int]:
         """An entry of notify about such an id: whom and which port it means; None: nobody."""
         hit = self.slots.resolve_query(caller, domid, port)
-        if not isinstance(hit, Hit) or hit.up:
+        if not isinstance(hit, Hit):
             return None, port
+        if hit.up:
+            return self.up, hit.port
         target = self.core.lookup(hit.domid)
         if target is not None:
             self._led = caller, target, hit.port

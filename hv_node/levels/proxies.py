@@ -70,7 +70,7 @@ class NoMemory:
         return None
 
 
-_NO_MEMORY: Final[GuestMemory] = NoMemory()
+NO_MEMORY: Final[GuestMemory] = NoMemory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Proxies:
         return self._enter(remote.path, remote.domid, remote.label)
 
     def _enter(self, path: Path, domid: int, label: str) -> Domain:
-        domain = Domain(domid, _NO_MEMORY, name=path[-1])
+        domain = Domain(domid, NO_MEMORY, name=path[-1])
         domain.remote = RemoteEnd(self._door, path, label)
         self._domains.create(domain)
         self._by_path[path] = domain

@@ -108,15 +108,15 @@ def test_who_collects_nothing_is_served_no_more() -> None:
 def test_bells_that_were_closed_ring_nobody(node: Node) -> None:
     """The guest closed its end, or filled it: the others' bells ring in the same round."""
     player, attacker = vcpu_of(node, PLAYER), vcpu_of(node, ATTACKER)
-    for end in node._backings["attacker"].guest_ends:
+    for end in node.roster.backings["attacker"].guest_ends:
         end.close()
     node.core.bells = {attacker: None, player: None}
     node._ring()
-    (bell,) = node._backings["player"].guest_ends
+    (bell,) = node.roster.backings["player"].guest_ends
     assert bell.recv(8) == b"\0"
     with pytest.raises(BlockingIOError):
         while True:
-            node._bells[player].send(b"x")
+            node.roster.bells[player].send(b"x")
     node.core.bells = {player: None}
     node._ring()  # full, though nobody waits: nothing blocks here
     assert not node.core.bells

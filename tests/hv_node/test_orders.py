@@ -14,7 +14,8 @@ from broker.client import ZmqLink
 from broker.frames import Lane
 from hmx.attach import Request, pack_request, unpack_reply
 from hv_node.config import DomainConfig, HypervisorConfig
-from hv_node.node import TOKENS, Node
+from hv_node.node import Node
+from hv_node.roster import TOKENS
 from tests.hv_node.test_node import Link
 
 MIB = 1 << 20
@@ -43,7 +44,7 @@ def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
 
 def order(node: Node, *record: Any) -> None:
     node._on_record(Lane.CONTROL, ["told", "agent", [*record]], b"")
-    node._free_due(time.monotonic())
+    node.roster.free_due(time.monotonic())
 
 
 def grant(node: Node, token: bytes) -> None:
@@ -67,7 +68,7 @@ def test_a_domain_is_freed_when_its_process_is_gone(node: Node, link: Link) -> N
     assert not reply.refused
     connection.close()
     node._poll(0)
-    node._free_due(time.monotonic())
+    node.roster.free_due(time.monotonic())
     assert link.events("domain-dying") == [["app", 1]]
     assert link.events("domain-freed") == []
     assert node.core.domains.lookup(1) is not None
@@ -103,7 +104,7 @@ def test_a_domain_that_cannot_be_made_is_refused_with_the_reason(node: Node, lin
     refused = [(name, domid) for name, domid, _ in link.events("domain-refused")]
     assert refused == [("app", 2), ("other", 1), ("huge", 3)]
     assert "still has domain 1" in link.events("domain-refused")[0][2]
-    assert set(node._backings) == {"app"}
+    assert set(node.roster.backings) == {"app"}
 
 
 def test_a_fresh_domain_can_be_attached_to(node: Node) -> None:

@@ -24,6 +24,7 @@ PACKERS = {
     "hmx/vcpu_area.py": "frames and completions lie in slots that the other side does not read before the"
     " publishing store of the tail; the header is written before the area is shared",
     "guest_node/kernel/argo.py": "a hypercall's arguments lie in pages that nobody reads before the trap",
+    "guest_node/kernel/v4v.py": "the same, for v4v's addresses and iovs",
     "guest_node/kernel/interrupts.py": "the same, for the hypercalls that are not Argo's",
     "guest_node/kernel/window.py": "a message and its addresses lie in pages that nobody reads before the trap",
     "hv_node/hypervisor.py": "completions lie in slots that the guest does not read before the tail is published",

@@ -99,9 +99,13 @@ class InlineMachine:
         generator: random.Random,
         on_turn: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """`on_turn(domain, vcpu, frames)` is told of every turn in which frames were executed."""
+        """`on_turn(domain, vcpu, frames)` is told of every turn in which frames were executed.
+
+        `on_ran(vcpu)`, if somebody sets it, is told of the same before the bells are rung.
+        """
         self.core = core
         self._on_turn = on_turn
+        self.on_ran: Callable[[Vcpu], None] | None = None
         self.doorbells = 0
         self._random = generator
         self._memories: dict[int, InlineMemory] = {}
@@ -109,16 +113,19 @@ class InlineMachine:
         self._departed: dict[str, dict[str, int]] = {}
         self._bells: dict[Vcpu, InlineBells] = {}
         self._active: dict[Vcpu, None] = {}
+        self._parked: dict[Vcpu, None] = {}  # whose frames wait behind one that is pending
         self._scheduled = False
         self._empty = 0
         self._turning = False
 
     def create_domain(
-        self, domid: int, memory: InlineMemory, vcpus: int, *, name: str, is_control: bool = False
+        self, domid: int, memory: InlineMemory, vcpus: int, *, name: str, is_control: bool = False, nested: bool = False
     ) -> tuple[list[memoryview], list[InlineBells]]:
         """Create a domain; the vCPU areas and bells are what its guest is given."""
         areas = [memoryview(bytearray(AREA_SIZE)) for _ in range(vcpus)]
-        hvm = self.core.create_domain(domid, memory.hypervisor, areas, name=name, is_control=is_control)
+        hvm = self.core.create_domain(
+            domid, memory.hypervisor, areas, name=name, is_control=is_control, nested=nested
+        )
         self._memories[domid] = memory
         bells = [InlineBells(self, vcpu) for vcpu in hvm.vcpus]
         self._bells.update(zip(hvm.vcpus, bells, strict=True))
@@ -140,6 +147,7 @@ class InlineMachine:
             self._departed[hvm.domain.name] = asdict(hvm.counters)
             for vcpu in hvm.vcpus:
                 self._active.pop(vcpu, None)
+                self._parked.pop(vcpu, None)
                 self._bells.pop(vcpu, None)
         self.core.free_domain(domid)
         self._memories.pop(domid, None)
@@ -169,10 +177,22 @@ class InlineMachine:
             self._empty += 1
         else:
             for vcpu in tuple(self._active):
-                if vcpu.area.sleep():
+                if vcpu.blocked is not None:
+                    self._parked[vcpu] = None
+                    del self._active[vcpu]
+                elif vcpu.area.sleep():
                     del self._active[vcpu]
         if self._active:
             self._schedule()
+
+    def touched(self) -> None:
+        """Something beside the guests' frames had its effects: ring whom it wants rung, and go on with whom it lets."""
+        for vcpu in [vcpu for vcpu in self._parked if vcpu.blocked is None]:
+            del self._parked[vcpu]
+            self._active[vcpu] = None
+            self._schedule()
+        if not self._turning:
+            self._ring()
 
     def _turn(self) -> int:
         """Serve every vCPU that is awake, in a random order, each for a random number of frames."""
@@ -189,15 +209,22 @@ class InlineMachine:
             done += frames
             if frames and self._on_turn is not None:
                 self._on_turn(vcpu.hvm.domain.name, vcpu.index, frames)
+            if frames and self.on_ran is not None:
+                self.on_ran(vcpu)
             # What was written to any domain is shown to it before the completion or the bell that tells of it is
             # acted on.
             for touched in self._memories.values():
                 touched.after_run()
+        self._ring()
+        self._turning = False
+        return done
+
+    def _ring(self) -> None:
+        for touched in self._memories.values():
+            touched.after_run()
         rung, self.core.bells = self.core.bells, {}
         for vcpu in rung:
             bells = self._bells.get(vcpu)
             if bells is not None:
                 self.doorbells += 1
                 bells.rung()
-        self._turning = False
-        return done

@@ -12,9 +12,11 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from broker.envelope import Envelope
 from broker.fabric import FabricLink, MemoryFabric
 from broker.frames import Lane
 from guest_node.config import GuestConfig
@@ -29,17 +31,22 @@ from hv_node.argo.options import parse_options
 from hv_node.config import HypervisorConfig
 from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
+from hv_node.uplinks.around import is_joined, parents_of
+from hv_node.uplinks.joint import Joint
 from hv_node.xsm import xsm_by_name
 from topologies.agent.core import LabCore
-from topologies.agent.phases import Phase
+from topologies.agent.phases import STARTING, Phase
 from topologies.agent.spec import LabSpec, Mode, NodeSpec
 from topologies.exitcodes import ExitCode
+from topologies.inline.levels import InlineLevel
 from topologies.inline.loop import VirtualLoop
 from topologies.inline.machine import InlineMachine, InlineMemory, SharedMemory
 from topologies.plan import Plan
 from topologies.processes import lab_spec
 from topologies.runtime import Fault, NodeKind, Observer, Outcome
 
+PARENT_S: Final = 0.001
+"""How long a nested hypervisor waits before it looks again for a parent that was not there."""
 HORIZON_S: Final = 3600.0
 """Virtual seconds after which a lab whose guests never end is taken down."""
 
@@ -53,11 +60,12 @@ class InlineRuntime:
         self._seed = seed
         self._memory = memory
         self.log: list[str] = []
+        self.probes: dict[str, tuple[Any, ...]] = {}
 
     def run(self, plan: Plan, observer: Observer) -> Outcome:
         """Run the lab to its verdict."""
         lab = _Lab(lab_spec(plan, Mode.RUN), plan, random.Random(self._seed), self._memory, observer)
-        self.log = lab.log
+        self.log, self.probes = lab.log, lab.probes
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             return runner.run(lab.run())
 
@@ -69,13 +77,25 @@ class _Lab:
         self, spec: LabSpec, plan: Plan, generator: random.Random, memory: MemoryFactory, observer: Observer
     ) -> None:
         self.log: list[str] = []
+        self.probes: dict[str, tuple[Any, ...]] = {}  # what each guest found its hypervisor to be
         self._specs: dict[str, NodeSpec] = {node.name: node for node in spec.nodes}
         self._plan = plan
         self._random = generator
         self._make_memory = memory
         self._observer = observer
         self._core = LabCore(spec, self)
-        self._fabric = MemoryFabric(token=plan.broker.token, mint=lambda: generator.randbytes(16))
+        self._fabric = MemoryFabric(
+            token=plan.broker.token,
+            mint=lambda: generator.randbytes(16),
+            binding=plan.broker.binding,
+            chance=random.Random(plan.broker.seed),
+            silence=False,
+            release_ns=plan.broker.release_ns,
+        )
+        for a, b, impairment in plan.broker.impair:
+            self._fabric.impair(a, b, impairment)
+        self._fabric_timer: asyncio.TimerHandle | None = None
+        self._levels: dict[str, InlineLevel] = {}
         self._machines: dict[str, InlineMachine] = {}
         self._links: dict[str, FabricLink] = {}
         self._guests: dict[str, asyncio.Task[None]] = {}
@@ -86,12 +106,22 @@ class _Lab:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._down = loop.create_future()
-        self._fabric.on_readable = _once(loop, lambda: self._fabric.run(0))
+        self._fabric.on_readable = _once(loop, self._route)
         loop.call_later(HORIZON_S, self._too_long)
         self._core.begin(self._now())
         self._arm()
         await self._down
         return replace(self._core.outcome(self._now()), runtime="inline")
+
+    def _route(self) -> None:
+        """Let the broker route what was sent, and what is under way on impaired links when it is due."""
+        self._fabric.run(self._now())
+        if self._fabric_timer is not None:
+            self._fabric_timer.cancel()
+            self._fabric_timer = None
+        due = self._fabric.next_deadline()
+        if due is not None:
+            self._fabric_timer = self._loop.call_at(max(due, self._now()) / 1e9, self._fabric.on_readable)
 
     def _now(self) -> int:
         return round(self._loop.time() * 1e9)
@@ -156,7 +186,9 @@ class _Lab:
     def ask_counters(self, hypervisor: str) -> None:
         """Counters are at hand."""
         machine = self._machines[hypervisor]
-        counters = {"arch": machine.counters(), "host": {"doorbells": machine.doorbells}}
+        counters: dict[str, Any] = {"arch": machine.counters(), "host": {"doorbells": machine.doorbells}}
+        if hypervisor in self._levels:
+            counters["level"] = self._levels[hypervisor].joint.counters()
         self._loop.call_soon(lambda: self._core.counters(hypervisor, counters, self._now()))
 
     def progress(self, record: Mapping[str, Any]) -> None:
@@ -165,16 +197,22 @@ class _Lab:
             self._observer.progress(record)
 
     def _end(self, name: str, status: int, crash: str = "") -> None:
+        if name in self._levels and self._specs[name].config.parent:
+            self._move_out(self._specs[name].config)
         self._note(name, "ended", status)
         self._core.ended(name, status, crash, self._now())
         self._settle()
 
     # -- nodes ----
 
-    def _join(self, kind: str, name: str, on_record: Callable[..., None], *say: Sequence[Any]) -> None:
+    def _connect(self, kind: str, name: str, on_record: Callable[..., None]) -> FabricLink:
         link = self._links[name] = self._fabric.connect(kind, name)
         link.on_record = on_record
         link.on_readable = _once(self._loop, link.pump)
+        return link
+
+    def _join(self, kind: str, name: str, on_record: Callable[..., None], *say: Sequence[Any]) -> None:
+        link = self._connect(kind, name, on_record)
         for record in say:
             link.send(Lane.CONTROL, record)
         link.flush()
@@ -198,24 +236,37 @@ class _Lab:
                 self._core.result(origin, json.loads(text))
             case ["event", str(origin), str(code), *fields]:
                 self._note(origin, code, *fields)
+                if code == "probe":
+                    self.probes[origin] = tuple(fields)
                 self._core.event(origin, code, tuple(fields))
             case _:
                 pass
         self._settle()
 
     def _start_hypervisor(self, config: HypervisorConfig) -> None:
+        if config.parent and config.parent not in self._machines:
+            if self._core.phase in STARTING:
+                self._loop.call_later(PARENT_S, self._start_hypervisor, config)
+            return
         options, _ = parse_options(config.argo_cmdline)
         personality = PERSONALITIES[config.personality, Arch[config.arch.upper()]]
+
+        def report(code: str, *fields: Any) -> None:
+            self._tell(config.name, ["event", code, *fields])
+
         core = Hypervisor(
-            personality, config.cpu, options, xsm_by_name(config.xsm),
-            lambda code, *fields: self._tell(config.name, ["event", code, *fields]),
-            doors=config.doors, notifications=config.notifications,
+            personality, config.cpu, options, xsm_by_name(config.xsm), report,
+            doors=config.doors, notifications=config.notifications, storage=config.storage, parents=parents_of(config),
         )  # fmt: skip
         machine = self._machines[config.name] = InlineMachine(
             core,
             self._random,
             lambda domain, vcpu, frames: self._note(config.name, "turn", domain, vcpu, frames),
         )
+        level: InlineLevel | None = None
+        if is_joined(config):
+            joint = Joint(config, core, 1, self._now, report)
+            level = self._levels[config.name] = InlineLevel(self._loop, machine, joint)
         for domain in config.domains:
             memory = self._make_memory(domain.memory)
             memory.guest.buffer[FIRMWARE_BASE : FIRMWARE_BASE + len(domain.firmware)] = domain.firmware
@@ -225,8 +276,50 @@ class _Lab:
                 domain.vcpus,
                 name=domain.name,
                 is_control=domain.is_control,
+                nested=domain.nested,
             )
-        self._join("hypervisor", config.name, lambda *_: None, ["ready"])
+        link = self._connect("hypervisor", config.name, partial(self._on_hypervisor_record, level))
+        if level is not None and not config.parent:
+            level.join(link)
+        if level is None or not config.parent:
+            link.send(Lane.CONTROL, ["ready"])
+        link.flush()
+        if level is not None and config.parent:
+            self._move_in(config, level, report)
+
+    def _on_hypervisor_record(
+        self, level: InlineLevel | None, _lane: Lane, record: Sequence[Any], payload: Any
+    ) -> None:
+        if level is None:
+            return
+        if isinstance(record, Envelope):
+            level.joint.arrived(record, payload)
+        else:
+            match [*record]:
+                case ["peer", str(name), str(state), *_]:
+                    level.joint.peer(name, state)
+                case _:
+                    return
+        level.poke()
+
+    def _move_in(self, config: HypervisorConfig, level: InlineLevel, report: Callable[..., None]) -> None:
+        """A nested hypervisor is a domain of its parent's machine."""
+        parent = self._machines[config.parent]
+        row = next(domain for domain in self._specs[config.parent].config.domains if domain.name == config.name)
+        hvm = parent.core.hvm(row.domid)
+        assert hvm is not None
+        level.move_in(config, *parent.attach(row.domid), lambda: self._tell(config.name, ["ready"]), report)
+        self._levels[config.parent].joint.attached(row, hvm)
+        self._levels[config.parent].poke()
+
+    def _move_out(self, config: HypervisorConfig) -> None:
+        """A nested hypervisor ends: so does its domain, and for all others its guests."""
+        self._levels[config.name].end()
+        row = next(domain for domain in self._specs[config.parent].config.domains if domain.name == config.name)
+        parent = self._levels[config.parent]
+        parent.joint.dying(row)
+        self._machines[config.parent].destroy_domain(row.domid)
+        parent.poke()
 
     async def _live(self, config: GuestConfig) -> None:
         """A guest from attaching to its end, as its process would have run it."""
@@ -245,6 +338,8 @@ class _Lab:
             pass
         finally:
             machine.destroy_domain(config.domid)
+            if config.hypervisor in self._levels:
+                self._levels[config.hypervisor].poke()
             for line in lines:
                 self._note(config.name, "log", line)
             _write_log(Path(config.node_dir), lines)

@@ -199,9 +199,13 @@ def test_up(target: int) -> None:
     """A guest of n leaves the choice to a, whose table for n decides; without it there is nobody."""
     path = next(path for path, domid in GUESTS.items() if domid == target)
     house = House(slot("deep", (), to_port=None), slot("n", path), confined=("deep",))
+    assert house.query(DEEP, (STORAGE, DOMID_ANY), (ECHO, target), (STORAGE, DOMID_ANY), (9, DOMID_ANY))[1::2] == [0, 0]
+    flags = house.query(DEEP, (STORAGE, DOMID_ANY), (9, DOMID_ANY), (STORAGE, DOMID_ANY))
+    assert flags[0] == flags[2] != 0 == flags[1]
     assert house.arrives(DEEP, target)
     bare = House(slot("deep", (), to_port=None), confined=("deep",))
     assert bare.send(DEEP) == GONE
+    assert bare.query(DEEP, (STORAGE, DOMID_ANY)) == [0]
     far = House(slot("far", (), to_port=None))
     assert far.send(FAR) == GONE  # nothing is around b
 
