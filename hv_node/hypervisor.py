@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from hmx.argo.abi import Op
 from hmx.memory import GuestMemory
-from hmx.notify import LINE_IRQ
 from hmx.shm import words64
 from hmx.trap import (
     CALL,
@@ -24,9 +23,8 @@ from hmx.trap import (
     Outcome,
 )
 from hmx.vcpu_area import CQ_ENTRIES, CQ_OFFSET, SQ_ENTRIES, SQ_OFFSET, HypervisorSide, Post, post_entry
-from hmx.xen import EVTCHN_MASK_OFFSET, Hypercall
+from hmx.xen import Hypercall
 from hv_node.argo.core import Argo
-from hv_node.argo.model import Ring
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
 from hv_node.doors.executor import ZERO_EXTENDED, Executor
@@ -40,6 +38,7 @@ from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
 from hv_node.levels.level import Level
 from hv_node.pending import Pending
+from hv_node.signals import Signals
 from hv_node.v4v.core import V4v, V4vOptions
 from hv_node.xsm import Xsm
 
@@ -59,7 +58,7 @@ _SENDV: Final = int(Op.SENDV)
 _NOTIFY: Final = int(Op.NOTIFY)
 
 
-class Hypervisor(Pending):
+class Hypervisor(Pending, Signals):
     """One hypervisor: its domains, its personality, its Argo."""
 
     def __init__(
@@ -84,9 +83,8 @@ class Hypervisor(Pending):
         """
         self.personality = personality
         self._notifications = tuple(notifications)
-        self.domains = DomainTable()
+        super().__init__(DomainTable())
         self.argo = Argo(self.domains, xsm, self, options)
-        self.bells: dict[Vcpu, None] = {}
         self.v4v = V4v(self.domains, self, V4vOptions(), self._v4v_signal) if personality.name in V4V_SPEAKERS else None
         self._executor = Executor(
             personality, cpu, self.argo, self.post, doors, notifications, self.v4v, parents, stolen
@@ -94,7 +92,6 @@ class Hypervisor(Pending):
         self._depth = len(parents) + 1
         self._on_event = on_event
         self._storage = storage or {}
-        self._hvms: dict[int, Hvm] = {}
         self.levels: Level | None = None  # whoever makes one for this hypervisor enters it here
         self._speaks_v4v: Callable[[Domain], bool] = lambda _domain: True
         kind = self._executor.kind_of_xen_call()
@@ -243,6 +240,7 @@ class Hypervisor(Pending):
         head, tail, chain = area.sq_head, area.cq_tail, vcpu.chain
         alone, linked = self._quick_kind, self._quick_kind | _CALL_LINKED
         done = messages = copied = 0
+        self._merging = True
         while done < count:
             seq, what, shape, _, ctx, number, _, _, a2, a1, cmd, a4, _, a3 = unpack(
                 buffer, SQ_OFFSET + head % SQ_ENTRIES * FRAME_SIZE
@@ -268,6 +266,7 @@ class Hypervisor(Pending):
                 ret &= _M32 if cmd == _SENDV and ret in ZERO_EXTENDED else _M64
             pack(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
             tail = (tail + 1) & _M32
+        self._end_run()
         if done:
             area.sq_head, area.cq_tail, vcpu.chain = head, tail, chain
             counters = vcpu.hvm.counters
@@ -304,77 +303,6 @@ class Hypervisor(Pending):
         self._executor.execute(vcpu, head, regs)
 
     # -- the sink of the Argo core ----
-
-    def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
-        """Raise a per-domain VIRQ, or what the domain chose instead for Argo: dropped while nothing is bound, coalesced
-        while its post is unconsumed.
-        """
-        hvm = self._hvms.get(domid)
-        if hvm is None:
-            if self.levels is not None:
-                domain = self.domains.lookup(domid)
-                if domain is not None and domain.remote is not None:
-                    self.levels.wake(domain)
-            return  # dying: the binding is gone
-        counters = hvm.counters
-        counters.interrupts_raised += 1
-        if hvm.notification.active:
-            chosen = hvm.notification.target((ring.port, ring.partner) if isinstance(ring, Ring) else None)
-            if chosen is not None:
-                self._interrupt(hvm, *chosen)
-                return
-        route = hvm.routes.get(virq) or hvm.route(virq)
-        if route is None:
-            counters.interrupts_dropped += 1
-            return
-        vcpu, entry, port = route
-        if not vcpu.area.post(entry):
-            counters.interrupts_coalesced += 1
-            return
-        counters.interrupts_posted += 1
-        # The mask is read after the fence in guest_sleeps: a guest that unmasks and sleeps sees the post, or is rung.
-        if vcpu.area.guest_sleeps() and not self._masked(hvm, port):
-            self.bells[vcpu] = None
-
-    def _interrupt(self, hvm: Hvm, index: int, entry: int) -> None:
-        """Post an interrupt that needs no event channel: to a local APIC, or through the distributor."""
-        if hvm.gic is not None:
-            distributor = hvm.gic.distributor
-            irq = distributor.interrupt(entry, index)
-            if irq is None:
-                hvm.counters.interrupts_dropped += 1
-            elif not distributor.set_pending(irq):
-                hvm.counters.interrupts_coalesced += 1  # else it counts as posted once a register takes it
-            return
-        vcpu = hvm.vcpus[index]
-        if not vcpu.area.post(entry):
-            hvm.counters.interrupts_coalesced += 1
-            return
-        hvm.counters.interrupts_posted += 1
-        if vcpu.area.guest_sleeps():
-            self.bells[vcpu] = None
-
-    def _v4v_signal(self, domid: int) -> None:
-        """v4v's only signal: ISA line 7, for all rings (uXen); the device model's domain has it too."""
-        hvm = self._hvms.get(domid)
-        if hvm is not None:
-            hvm.counters.interrupts_raised += 1
-            self._interrupt(hvm, 0, post_entry(Post.EXTINT, LINE_IRQ))
-
-    def _masked(self, hvm: Hvm, port: int) -> bool:
-        if hvm.shared_info is None:
-            return False
-        bits = hvm.domain.memory.read(0, hvm.shared_info + EVTCHN_MASK_OFFSET + (port >> 3), 1)
-        return bits is not None and bool(bits[0] >> (port & 7) & 1)
-
-    def post(self, domid: int, vcpu: int, entry: int) -> None:
-        """Post an interrupt entry to a vCPU."""
-        hvm = self._hvms.get(domid)
-        if hvm is None:
-            return
-        target = hvm.vcpus[vcpu]
-        if target.area.post(entry) and target.area.guest_sleeps():
-            self.bells[target] = None
 
     def event(self, code: str, *fields: Any) -> None:
         """Pass an event of the core on to the owner."""
