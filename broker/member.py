@@ -157,6 +157,10 @@ class Member:
             return True
         return self.state is MemberState.JOINED and self._session.settled
 
+    def traffic(self) -> dict[str, int]:
+        """Frames and records that left in this session."""
+        return {"frames": self._session.frames_out, "records": self._session.records_out}
+
     # ---- moving messages ---------------------------------------------------------------------------------
 
     def flush(self, send: Send, now_ns: int) -> SendResult:

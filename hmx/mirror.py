@@ -259,14 +259,14 @@ class Changes:
     after all bytes that were written before it.
     """
 
-    __slots__ = ("_data", "_words")
+    __slots__ = ("_data", "_stored")
 
     def __init__(self) -> None:
         self._data = Ranges()
-        self._words: dict[int, None] = {}
+        self._stored: dict[int, None] = {}
 
     def __bool__(self) -> bool:
-        return bool(len(self._data) or self._words)
+        return bool(len(self._data) or self._stored)
 
     def data(self, start: int, n: int) -> None:
         """`n` bytes were written at `start`."""
@@ -274,16 +274,16 @@ class Changes:
 
     def word(self, address: int) -> None:
         """The u32 at `address` was stored, after everything so far."""
-        self._words.pop(address, None)
-        self._words[address] = None
+        self._stored.pop(address, None)
+        self._stored[address] = None
 
     def absorb(self, other: Changes) -> None:
         """Add all of `other`, which is empty then."""
         for start, end in other._data:
             self._data.add(start, end)
-        for address in other._words:
+        for address in other._stored:
             self.word(address)
-        other._data, other._words = Ranges(), {}
+        other._data, other._stored = Ranges(), {}
 
     def take(self, batch: Batch, view: memoryview, words: memoryview) -> bool:
         """Move what `batch` has room for into it, out of the memory `view`.  True: that was all."""
@@ -297,13 +297,13 @@ class Changes:
         self._data = left
         if len(left):
             return False
-        count = min(len(self._words), batch.left() // WORD.size)
+        count = min(len(self._stored), batch.left() // WORD.size)
         if count > 0:
-            moved = list(self._words)[:count]
+            moved = list(self._stored)[:count]
             batch.add(Section.WORDS, 0, *(WORD.pack(address, load32(words, address >> 2)) for address in moved))
             for address in moved:
-                del self._words[address]
-        return not self._words
+                del self._stored[address]
+        return not self._stored
 
 
 class Numbers:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 0.5
 YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
+FABRIC_YIELDS: Final = 1  # the same where answers come from elsewhere: while we look at vCPUs nobody hears the link
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
 SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
 JOIN_S: Final = 10.0
@@ -172,7 +173,7 @@ class Node:
                 if busy % POLL_EVERY and self._deaf_ns < SLICE_NS:
                     continue
                 timeout = 0.0
-            elif self._active and empty < YIELDS:
+            elif self._active and empty < (YIELDS if self._fabric is None else FABRIC_YIELDS):
                 empty += 1
                 os.sched_yield()
                 continue
@@ -208,6 +209,9 @@ class Node:
             self._unpark()
         for vcpu in tuple(self._active):
             begin, taken = clock(), run(vcpu, vcpu.budget)
+            if vcpu.blocked is not None:  # no frame of it can run before an answer comes
+                self._parked[vcpu] = None
+                del self._active[vcpu]
             if not taken:
                 continue
             done += taken
@@ -224,6 +228,8 @@ class Node:
         if done:
             self.host.turns += 1
             self.host.frames += done
+            if self._fabric is not None:
+                self._link_busy |= self.link.flush()  # what they sent elsewhere leaves before anything is waited for
         return done + busy
 
     def _ring(self) -> None:
@@ -341,6 +347,8 @@ class Node:
         counted: dict[str, Any] = {"arch": self.roster.counters(), "host": asdict(self.host)}
         if self.joint is not None:
             counted["level"] = self.joint.counters()
+            if self._fabric is not None:
+                counted["fabric"] = self.link.member.traffic()
             counted |= self.joint.furniture.inspect()
         return counted
 

@@ -182,7 +182,7 @@ def _served(location: Location, row: Node, guests: dict[str, Node]) -> Iterator[
     if offers is None or leads is None or not isinstance(offers.value, tuple) or not name:
         return
     names = tuple(str(item.value) for item in offers.items())
-    if name not in names and name in _SERVICES:
+    if names and name not in names and name in _SERVICES:
         place = (*location, "to")
         hint = f"add it to the services of {leads.value}: serves: [{', '.join((*names, name))}]"
         yield place, at(leads.mark, place, f"{show(str(leads.value))} does not serve {show(name)}", hint=hint)

@@ -126,9 +126,13 @@ class Far:
     def _run(self, source: Domain, guest: Domain, envelope: Envelope, payload: bytes) -> int:
         level = self._level
         ret = execute_send(level.argo, source, guest, envelope, payload)
-        level.counters.executed += 1
-        if ret >= 0 and level.on_delivered is not None:
-            level.on_delivered(envelope.op, guest.domid, source.domid, envelope.port_src)
+        counters = level.counters
+        counters.executed += 1
+        if ret >= 0:
+            counters.delivered += 1
+            counters.delivered_bytes += ret
+            if level.on_delivered is not None:
+                level.on_delivered(envelope.op, guest.domid, source.domid, envelope.port_src)
         return ret
 
     def _posted(

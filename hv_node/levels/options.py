@@ -81,6 +81,8 @@ class LevelCounters:
     posted: int = 0
     posted_lost: int = 0
     malformed: int = 0
+    delivered: int = 0  # messages from elsewhere that lie in rings of guests here
+    delivered_bytes: int = 0
 
 
 class Death(IntEnum):

@@ -26,7 +26,7 @@ hypervisors: {{hv0: {{}}, hv1: {{}}}}
 links: [{{between: [hv0, hv1]}}]
 guests:
   asker: {{on: hv0, memory: 16MiB, implicit-only: {confined}, program: 'panel:asks', with: {asks}}}
-  near: {{on: hv0, memory: 16MiB, program: 'panel:hears', with: {directory}}}
+  near: {{on: hv0, memory: 16MiB, serves: [echo], program: 'panel:hears', with: {directory}}}
   far: {{on: hv1, memory: 16MiB, program: 'panel:hears', with: {directory}}}
 {more}
 """
@@ -161,6 +161,9 @@ guests:
   also: {{on: hv0, memory: 16MiB, program: 'panel:hides', with: {directory}}}
 checks:
   - {{guest: prisoner, expect: {{exit: 0}}, within: 90s}}
+  - {{guest: beside, expect: {{exit: 0}}, within: 90s}}
+  - {{guest: away, expect: {{exit: 0}}, within: 90s}}
+  - {{guest: also, expect: {{exit: 0}}, within: 90s}}
 """
 
 

@@ -16,11 +16,14 @@ from hmx import mirror
 from hmx.argo import abi
 from hmx.doors import CONVENTIONS
 from hmx.footprints import STRUCTURES, XEN_CALLS, frame_reads
+from hmx.gic import LR_OFFSET, LR_STATE_OFFSET, SHARED_LR, SHARED_LR_STATE, LrState, encode, field
 from hmx.memory import PAGE_SIZE, MappedMemory
 from hmx.mirror import Batch, Changes, MessageFlag, MessageKind, MirrorError, Numbers, Ranges, Section
-from hmx.shm import words32
+from hmx.mirror_lists import Fate, Listed, Lister
+from hmx.shm import load64, store64, words32, words64
 from hmx.trap import Arch, Frame, FrameFlag, Kind
 from hmx.v4v import abi as v4v
+from hmx.vcpu_area import AREA_SIZE
 
 # Number, who says it, least length, unit: docs/remote-guests.md.
 WRITTEN_DOWN = (
@@ -286,3 +289,68 @@ def test_v4v_calls() -> None:
     assert {(0x100, 6), (0x110, 6), (0x5000, 50)} <= reads(v4v.Op.SEND, 0x100, 0x110, 0x5000, 50)
     assert {(0x100, 6), (0x4000, 16), (0x5000, 99)} <= reads(v4v.Op.SENDV, 0x100, 0x110, 0x4000, 1)
     assert (0x3000, 48 + 32) in reads(v4v.Op.NOTIFY, 0x3000)
+
+
+# ---- list registers ----
+
+
+def test_news_of_an_older_word_says_nothing_about_a_newer_one() -> None:
+    """An interrupt that is raised while the end of the one before is under way is neither lost nor ended with it."""
+    near, far = memoryview(bytearray(AREA_SIZE)), memoryview(bytearray(AREA_SIZE))
+    lister, listed = Lister(far), Listed(near)
+    lr, state = LR_OFFSET // 8 + 2, LR_STATE_OFFSET // 8 + 2
+    at_hypervisor, at_guest = words64(far), words64(near)
+
+    def raised(generation: int, phase: int) -> int:
+        word = encode(SHARED_LR, vintid=40, generation=generation, phase=phase, state=LrState.PENDING)
+        store64(at_hypervisor, lr, word)
+        assert lister.changed() == [2]
+        return lister.ship(2)
+
+    def guest(active: bool) -> None:
+        phase = field(SHARED_LR, "phase").get(load64(at_guest, lr))
+        store64(at_guest, state, encode(SHARED_LR_STATE, generation=1, taken=phase, active=int(active)))
+
+    def told() -> tuple[int, int]:
+        word = load64(at_hypervisor, state)
+        return field(SHARED_LR_STATE, "taken").get(word), field(SHARED_LR_STATE, "active").get(word)
+
+    first = raised(1, 1)
+    assert told() == (1, 1) and lister.changed() == [], "shipped is taken, and in service"
+    assert listed.receive(2, first)
+    assert list(listed.news()) == [Fate(2, 1, True, False, False)]
+    guest(active=True)
+    guest(active=False)
+    (ended,) = listed.news()
+    assert ended == Fate(2, 1, False, False, True) and list(listed.news()) == []
+    again = raised(1, 0)
+    lister.told(ended)
+    assert told() == (0, 1), "it ended before the second one arrived"
+    assert listed.receive(2, again)
+    (waiting,) = listed.news()
+    lister.told(waiting)
+    assert waiting == Fate(2, 2, True, False, True) and told() == (0, 1)
+    assert not listed.receive(2, raised(1, 1)), "a third coalesces with the second, which was not taken"
+    guest(active=False)
+    (ended,) = listed.news()
+    lister.told(ended)
+    assert told() == (1, 0)
+
+
+def test_a_recall_is_answered_with_the_truth() -> None:
+    """What was pending at the guest when it was asked back is pending again at the hypervisor."""
+    near, far = memoryview(bytearray(AREA_SIZE)), memoryview(bytearray(AREA_SIZE))
+    lister, listed = Lister(far), Listed(near)
+    lr, state = LR_OFFSET // 8, LR_STATE_OFFSET // 8
+    pending = encode(SHARED_LR, vintid=40, generation=1, phase=1, state=LrState.PENDING)
+    for word in (pending, encode(SHARED_LR, generation=2, phase=1)):
+        store64(words64(far), lr, word)
+        listed.receive(0, lister.ship(0))
+    (unanswered,) = listed.news()
+    lister.told(unanswered)
+    assert not unanswered.answered
+    assert load64(words64(far), state) == encode(SHARED_LR_STATE, generation=1, taken=1, active=1)
+    store64(words64(near), state, encode(SHARED_LR_STATE, generation=2, taken=0, active=0))
+    (answered,) = listed.news()
+    lister.told(answered)
+    assert load64(words64(far), state) == encode(SHARED_LR_STATE, generation=2, taken=0, active=0)

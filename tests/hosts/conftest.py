@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import PROGRAMS
+from tests.hosts.labs import HOSTS
 from tests.hosts.network import HostsRig, missing, network
 
 MARKER = "hosts"
@@ -42,3 +44,10 @@ def rig(short_tmp_path: Path) -> Iterator[HostsRig]:
         made = HostsRig(net)
         made.program(PROGRAMS)
         yield made
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[HostsRig]:
+    """The command on the leader's machine, and three hosts, for all labs of a module that leave nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="av-") as directory, network(Path(directory), *HOSTS) as net:
+        yield HostsRig(net)

@@ -13,18 +13,35 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from topologies.bench.figures import quantile
 from topologies.bench.proof import Evidence, check
-from topologies.bench.rows import GUESTS_OF, MIB, WARM_SHARE, Kind, Row
+from topologies.bench.rows import GUESTS_OF, MIB, WARM_SHARE, Kind, Row, Where
 from topologies.exitcodes import ExitCode
 
 PREFIX: Final = "argosy_bench_"  # in front of the measuring modules' names where a lab finds them
 PROGRAMS: Final = f"{PREFIX}guests"
-MODULES: Final = ("guests", "inbox", "ledger")
+FABRIC: Final = "fabric_lab"  # what runs a lab whose hypervisors are on hosts of their own
+MODULES: Final = ("guests", "inbox", "ledger", FABRIC)
 WITHIN: Final = 60.0  # seconds for one round
 OWN_TREE: Final = Path(__file__).resolve().parents[2]
+
+
+class Homes(NamedTuple):
+    """The hypervisors of sender and receiver; and which of them, if any, is nested, and in which."""
+
+    sender: str
+    receiver: str
+    child: str = ""
+    parent: str = ""
+
+
+HOMES: Final = {
+    Where.ONE: Homes("hv0", "hv0"),
+    Where.HOSTS: Homes("hv0", "hv1"),
+    Where.LEVELS: Homes("hv1", "hv0", "hv1", "hv0"),
+}
 
 
 class LabFailed(Exception):
@@ -62,12 +79,17 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
         "size": row.size, "count": count, "warm": warm, "ring": row.ring, "window": row.window,
         "inplace": row.kind is Kind.INPLACE,
     }  # fmt: skip
+    homes = HOMES[row.where]
     memory = f"{max(16, (2 * row.ring + 2 * (row.window + 4) * row.size) // MIB + 8)}MiB"
     return {
         "name": name,
-        "hypervisors": {"hv0": {"personality": "xen"}},
+        "hypervisors": {
+            hypervisor: {"personality": "xen", **({"parent": homes.parent} if hypervisor == homes.child else {})}
+            for hypervisor in sorted(set(homes[:2]))
+        },
+        "links": [{"between": list(homes[:2]), "posted": row.kind is Kind.REMOTE_POSTED}] if row.where is Where.HOSTS else [],
         "guests": {
-            who: {"on": "hv0", "memory": memory, "program": f"{PROGRAMS}:{program}", "with": arguments}
+            who: {"on": getattr(homes, who), "memory": memory, "program": f"{PROGRAMS}:{program}", "with": arguments}
             for who, program in (("receiver", programs.receiver), ("sender", programs.sender))
         },
         "checks": [
@@ -86,19 +108,22 @@ def measure(row: Row, tree: Path = OWN_TREE, scale: float = 1.0) -> Round:
         lab = place / "lab.yaml"
         # JSON is YAML.
         lab.write_text(json.dumps(topology(row, place.name, count, warm)))
-        outcome = _run(lab, tree)
-    evidence = evidence_of(outcome, count)
+        outcome = _run(lab, tree, row.where)
+    evidence = evidence_of(row, outcome, count)
     check(row, evidence)
     return figure(row, evidence)
 
 
-def _run(lab: Path, tree: Path) -> dict[str, Any]:
+def _run(lab: Path, tree: Path, where: Where) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_")}
     environment["PYTHONPATH"] = os.fspath(tree)
-    words = [sys.executable, "-P", "-m", "topologies.cli", "run", os.fspath(lab), "--format", "json"]
     run_dir = lab.parent / "run"
+    if where is Where.HOSTS:
+        words = [os.fspath(lab.with_name(f"{PREFIX}{FABRIC}.py")), os.fspath(lab), os.fspath(run_dir)]
+    else:
+        words = ["-m", "topologies.cli", "run", os.fspath(lab), "--format", "json", "--run-dir", os.fspath(run_dir)]
     done = subprocess.run(
-        [*words, "--run-dir", os.fspath(run_dir)], cwd=lab.parent, env=environment, stdin=subprocess.DEVNULL,
+        [sys.executable, "-P", *words], cwd=lab.parent, env=environment, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
@@ -113,16 +138,25 @@ def _run(lab: Path, tree: Path) -> dict[str, Any]:
     return outcome
 
 
-def evidence_of(outcome: dict[str, Any], count: int) -> Evidence:
+def evidence_of(row: Row, outcome: dict[str, Any], count: int) -> Evidence:
     """What the outcome of a run says about a round of `count` messages."""
     nodes = {node["name"]: node for node in outcome["nodes"]}
-    counters = nodes["hv0"]["counters"]
+    homes = HOMES[row.where]
+    counters = {who: nodes[getattr(homes, who)]["counters"] for who in ("sender", "receiver")}
+    hosts = [nodes[name]["counters"].get("host", {}) for name in sorted(set(homes[:2]))]
+    if row.where is Where.LEVELS:  # its uplink is the parent's Argo: each frame is a message with one record
+        frames = nodes[homes.parent]["counters"].get("arch", {}).get(homes.child, {}).get("messages", 0)
+        hop = {"frames": frames, "records": nodes[homes.parent]["counters"].get("level", {}).get("downlink_up", 0)}
+    else:
+        hop = counters["sender"].get("fabric", {})
     return Evidence(
         messages=count,
         sender=nodes["sender"]["result"],
         receiver=nodes["receiver"]["result"],
-        executed=counters.get("arch", {}),
-        host=counters.get("host", {}),
+        executed={who: counters[who].get("arch", {}).get(who, {}) for who in counters},
+        host={"doorbells": sum(host.get("doorbells", 0) for host in hosts)},
+        far={who: counters[who].get("level", {}) for who in counters},
+        hop=hop,
     )
 
 

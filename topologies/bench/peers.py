@@ -44,6 +44,7 @@ _UNSTAMPED: Final = frozenset({"eventfd-pingpong"})
 PEERS: Final[dict[str, Callable[[Row, str], Transport]]] = {
     "zmq-proxy": lambda row, directory: ZmqProxied(directory, zmq.ROUTER),  # noqa: ARG005
     "zmq-forwarder": lambda row, directory: ZmqProxied(directory, zmq.DEALER),  # noqa: ARG005
+    "zmq-proxy-curve": lambda row, directory: ZmqProxied.secured(zmq.ROUTER),  # noqa: ARG005
     "zmq-pair": lambda row, directory: ZmqDirect(directory, zmq.PAIR, zmq.PAIR),  # noqa: ARG005
     "zmq-dealer-router": lambda row, directory: ZmqDirect(directory, zmq.DEALER, zmq.ROUTER),  # noqa: ARG005
     "zmq-hv": lambda row, directory: ZmqHypervisor(directory, row.size, row.ring),

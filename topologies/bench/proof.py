@@ -2,17 +2,18 @@
 
 N messages are N sendv frames that the hypervisor process executed, by its counters, and N that the receiver
 dequeued, with a running checksum over (sequence, payload).  The hypervisor's pid, as the kernel told both
-guests, differs from theirs.
+guests, differs from theirs.  Where the guests have hypervisors of their own, these are two processes, and the far one
+executed as many sendv of a guest elsewhere, with as many bytes, as the near one let its guest believe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from topologies.bench.ledger import Ledger
-from topologies.bench.rows import GUESTS_OF, Kind, Row
+from topologies.bench.rows import GUESTS_OF, Kind, Row, Where
 
 STREAM_HEADER = 8  # bytes before each frame's data: OpenXT's argo_stream_header
 STREAM_CONTROL = 8  # SYN, RST and their like: no more frames than this carry no data
@@ -32,7 +33,9 @@ class Evidence:
     """One round's records.
 
     `messages` in all, warm-up included; `sender` and `receiver` are what the guests reported, `executed` what
-    the hypervisor counted for each of its domains (`arch.*`), `host` what its process counted.
+    the hypervisor counted for each of its domains (`arch.*`), `host` what its process counted.  Where each has its own,
+    `far` is what the level of either one's hypervisor counted, and `hop` the frames that the sender's sent on its
+    uplink, and the records in them.
     """
 
     messages: int
@@ -40,10 +43,16 @@ class Evidence:
     receiver: Mapping[str, Any]
     executed: Mapping[str, Mapping[str, int]]
     host: Mapping[str, int]
+    far: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    hop: Mapping[str, int] = field(default_factory=dict)
 
-    def columns(self, row: Row) -> dict[str, int]:
+    def columns(self, row: Row) -> dict[str, float]:
         """What the row carries beside its value."""
         sender, receiver = self.executed.get("sender", {}), self.executed.get("receiver", {})
+        hops: dict[str, float] = {}
+        if row.where is not Where.ONE:
+            frames = int(self.hop.get("frames", 0))
+            hops = {"uplink_frames": frames, "records_per_frame": self.hop.get("records", 0) / max(1, frames)}
         return {
             "frames": int(sender.get("messages", 0)),
             "doorbells": int(self.host.get("doorbells", 0)),
@@ -51,12 +60,18 @@ class Evidence:
             "eagain": int(self.sender.get("eagain", 0)),
             "ring": row.ring,
             "window": row.window,
+            **hops,
         }
 
 
 def objections(row: Row, evidence: Evidence) -> tuple[str, ...]:
     """Why the evidence is not enough; empty when it is."""
-    return (*_processes(evidence), *_receipt(row, evidence), *_execution(row, evidence))
+    return (
+        *_processes(row, evidence),
+        *_receipt(row, evidence),
+        *_execution(row, evidence),
+        *_far_execution(row, evidence),
+    )
 
 
 def check(row: Row, evidence: Evidence) -> None:
@@ -66,15 +81,19 @@ def check(row: Row, evidence: Evidence) -> None:
         raise LyingRow(row.name, reasons)
 
 
-def _processes(evidence: Evidence) -> list[str]:
+def _processes(row: Row, evidence: Evidence) -> list[str]:
     pids = [evidence.sender.get("pid", 0), evidence.receiver.get("pid", 0)]
     hypervisors = {evidence.sender.get("hypervisor_pid", 0), evidence.receiver.get("hypervisor_pid", 0)}
     if 0 in pids or 0 in hypervisors:
         return ["a process has no pid"]
-    if len(hypervisors) != 1:
-        return [f"the guests name different hypervisor processes, {sorted(hypervisors)}"]
+    wanted = 1 if row.where is Where.ONE else 2
+    if len(hypervisors) != wanted:
+        different = "different hypervisor processes" if wanted == 1 else "one hypervisor process"
+        return [f"the guests name {different}, {sorted(hypervisors)}"]
     found = {*pids, *hypervisors}
-    return [] if len(found) == 3 else [f"sender, receiver and hypervisor are {len(found)} processes, not 3"]
+    if len(found) == 2 + wanted:
+        return []
+    return [f"sender, receiver and hypervisor are {len(found)} processes, not {2 + wanted}"]
 
 
 def _receipt(row: Row, evidence: Evidence) -> list[str]:
@@ -106,4 +125,20 @@ def _execution(row: Row, evidence: Evidence) -> list[str]:
     wanted = evidence.messages if GUESTS_OF[row.kind].answers else 0
     if answers != wanted:
         found.append(f"{answers} answers executed, not {wanted}")
+    return found
+
+
+def _far_execution(row: Row, evidence: Evidence) -> list[str]:
+    """What the hypervisor of each receiver executed for a guest elsewhere."""
+    if row.where is Where.ONE:
+        return []
+    answers = evidence.messages if GUESTS_OF[row.kind].answers else 0
+    found = []
+    for who, wanted in (("receiver", evidence.messages), ("sender", answers)):
+        counted = evidence.far.get(who, {})
+        delivered, size = counted.get("delivered", 0), counted.get("delivered_bytes", 0)
+        if delivered != wanted or size != wanted * row.size:
+            found.append(f"the {who}'s hypervisor executed {delivered} sendv with {size} bytes from afar, not {wanted}")
+    if not evidence.hop.get("frames") or not evidence.hop.get("records"):
+        found.append("no frames are known to have left the sender's hypervisor")
     return found

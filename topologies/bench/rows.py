@@ -30,8 +30,24 @@ class Kind(StrEnum):
     """Chunks over a stream connection, frames as the driver cuts them."""
     CPU = "cpu"
     """CPU time of the hypervisor process per message, windowed."""
+    REMOTE_RTT = "remote round trip"
+    """A message and its echo between hypervisors of two hosts, each an exact sendv."""
+    REMOTE_POSTED = "remote posted"
+    """Messages over a posted link between two hosts; the receiver's rate."""
+    NESTED_RTT = "nested round trip"
+    """A message and its echo between guests of a nested hypervisor and of the one around it."""
     STARTUP = "startup"
     """Guests from the plan to an answered message each."""
+
+
+class Where(StrEnum):
+    """Where the two guests of a lab live."""
+
+    ONE = "one hypervisor"
+    HOSTS = "two hosts"
+    """Each with a hypervisor of its own, which reaches the broker over tcp with CURVE."""
+    LEVELS = "two levels"
+    """The sender on a hypervisor that is a guest of the receiver's."""
 
 
 class Guests(NamedTuple):
@@ -42,6 +58,7 @@ class Guests(NamedTuple):
     receiver: str
     answers: bool  # the receiver answers each message with one of its own
     unit: str
+    where: Where = Where.ONE
 
 
 GUESTS: Final = (
@@ -52,6 +69,9 @@ GUESTS: Final = (
     Guests(Kind.RTT, "send_and_echo", "receive_and_echo", True, "us"),
     Guests(Kind.STREAM, "send_stream", "receive_stream", False, "msg/s"),
     Guests(Kind.CPU, "send_windowed", "receive_windowed", False, "us/msg"),
+    Guests(Kind.REMOTE_RTT, "send_and_echo", "receive_and_echo", True, "us", Where.HOSTS),
+    Guests(Kind.REMOTE_POSTED, "send_windowed", "receive_windowed", False, "msg/s", Where.HOSTS),
+    Guests(Kind.NESTED_RTT, "send_and_echo", "receive_and_echo", True, "us", Where.LEVELS),
     Guests(Kind.STARTUP, "startup_client", "startup_echo", True, "s"),
 )
 GUESTS_OF: Final = {row.kind: row for row in GUESTS}
@@ -60,6 +80,7 @@ STREAMING: Final = ("zmq-proxy", "zmq-forwarder", "zmq-pair", "uds-seqpacket", "
 HYPERVISED: Final = ("zmq-proxy", "zmq-forwarder", "zmq-pair", "zmq-hv", "uds-seqpacket", "mp-queue", "iceoryx2")
 ONE_WAY: Final = ("zmq-proxy", "zmq-pair", "uds-seqpacket", "mp-queue")
 ROUND_TRIP: Final = ("zmq-dealer-router", "zmq-proxy", "zmq-pair", "uds-seqpacket", "eventfd-pingpong")
+FAR: Final = ("zmq-proxy-curve",)
 
 
 class Row(NamedTuple):
@@ -79,6 +100,11 @@ class Row(NamedTuple):
     def unit(self) -> str:
         """Unit of the row's value."""
         return GUESTS_OF[self.kind].unit
+
+    @property
+    def where(self) -> Where:
+        """Where its guests live."""
+        return GUESTS_OF[self.kind].where
 
     @property
     def larger_is_better(self) -> bool:
@@ -110,6 +136,10 @@ ROWS: Final = (
     Row("stream-4KiB", Kind.STREAM, 4 * KIB, 6_000, MIB, 1, ("zmq-proxy", "zmq-pair", "uds-seqpacket")),
     Row("stream-64KiB", Kind.STREAM, 64 * KIB, 2_000, MIB, 1, ("zmq-proxy", "zmq-pair", "uds-seqpacket")),
     Row("hv-cpu-64B", Kind.CPU, 64, 60_000, 4 * MIB, 64, ()),
+    Row("remote-rtt-64B", Kind.REMOTE_RTT, 64, 1_500, MIB, 1, FAR),
+    Row("remote-posted-64B", Kind.REMOTE_POSTED, 64, 20_000, 4 * MIB, 64, FAR),
+    Row("remote-posted-64KiB", Kind.REMOTE_POSTED, 64 * KIB, 2_000, 8 * MIB, 16, FAR),
+    Row("nested-rtt-64B", Kind.NESTED_RTT, 64, 1_500, MIB, 1, ()),
     Row("startup-50", Kind.STARTUP, 64, 50, 128 * KIB, 1, ()),
 )
 ROW_OF: Final = {row.name: row for row in ROWS}
@@ -145,6 +175,9 @@ TARGETS: Final = (
     Target("argo-inplace-1MiB", "memcpy", Bound.AT_LEAST, 0.30),
     Target("sendv-sync-64B", "zmq-dealer-router", Bound.AT_MOST, 0.4),
     Target("hv-cpu-64B", "value", Bound.AT_MOST, 4.0),
+    Target("remote-rtt-64B", "zmq-proxy-curve", Bound.AT_MOST, 3.0),
+    Target("remote-posted-64B", "zmq-proxy-curve", Bound.AT_LEAST, 0.5),
+    Target("remote-posted-64KiB", "zmq-proxy-curve", Bound.AT_LEAST, 0.5),
     Target("startup-50", "value", Bound.AT_MOST, 3.0),
     Target("startup-50", "unique_mib", Bound.AT_MOST, 12.0),
 )

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import zmq
 
@@ -78,10 +78,25 @@ class _Bare:
 # ---- ZeroMQ -----------------------------------------------------------------------------------------------
 
 
-def zmq_socket(kind: int, path: str, *, bind: bool) -> zmq.Socket[bytes]:
+class Curve(NamedTuple):
+    """A key pair in Z85, and for who connects the public key of the other end."""
+
+    public: bytes
+    secret: bytes
+    server: bytes = b""
+
+
+def zmq_socket(kind: int, path: str, *, bind: bool, curve: Curve | None = None) -> zmq.Socket[bytes]:
     """A socket with our high-water mark, in a context of its own process."""
     made: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     made.set_hwm(HWM)
+    if curve is not None:
+        made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+        if bind:
+            made.setsockopt(zmq.CURVE_SERVER, 1)
+        else:
+            made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+            made.setsockopt(zmq.CURVE_SERVERKEY, curve.server)
     made.setsockopt(zmq.LINGER, 1000)
     if bind:
         made.bind(path)
@@ -138,20 +153,32 @@ class ZmqProxied(_Bare):
 
     def __init__(self, directory: str, front: int) -> None:
         self._front, self._front_path, self._back_path = front, f"ipc://{directory}/front", f"ipc://{directory}/back"
+        self._server: Curve | None = None
+        self._client: Curve | None = None
         self.helpers = (self._proxy,)
 
+    @classmethod
+    def secured(cls, front: int) -> ZmqProxied:
+        """The same over tcp on loopback with CURVE on both sides, as it would stand between machines."""
+        made = cls("", front)
+        server, client = zmq.curve_keypair(), zmq.curve_keypair()
+        made._server, made._client = Curve(*server), Curve(*client, server[0])
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            made._front_path, made._back_path = (f"tcp://127.0.0.1:{end.getsockname()[1]}" for end in (one, other))
+        return made
+
     def _proxy(self) -> None:
-        front = zmq_socket(self._front, self._front_path, bind=True)
-        back = zmq_socket(zmq.DEALER, self._back_path, bind=True)
+        front = zmq_socket(self._front, self._front_path, bind=True, curve=self._server)
+        back = zmq_socket(zmq.DEALER, self._back_path, bind=True, curve=self._server)
         zmq.proxy(front, back)
 
     def sender(self) -> Endpoint:
         """At the front."""
-        return _Plain(zmq_socket(zmq.DEALER, self._front_path, bind=False))
+        return _Plain(zmq_socket(zmq.DEALER, self._front_path, bind=False, curve=self._client))
 
     def receiver(self) -> Endpoint:
         """At the back."""
-        made = zmq_socket(zmq.DEALER, self._back_path, bind=False)
+        made = zmq_socket(zmq.DEALER, self._back_path, bind=False, curve=self._client)
         return _Addressed(made) if self._front == zmq.ROUTER else _Plain(made)
 
 

@@ -12,7 +12,8 @@ from topologies.bench.rows import ROW_OF, ROWS, Row
 from topologies.exitcodes import ExitCode
 from topologies.formats import Format
 
-_DETAILS: Final = ("p99", "frames", "doorbells", "interrupts", "eagain", "ring", "window")
+_DETAILS: Final = ("p99", "frames", "doorbells", "interrupts", "eagain", "ring", "window", "uplink_frames",
+                   "records_per_frame")  # fmt: skip
 
 
 class NoSuchRow(Exception):

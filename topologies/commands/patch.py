@@ -109,8 +109,10 @@ def _home(topology: Topology, holder: str) -> str:
 
 
 def _anybody(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Some guest, for a row of which only its beginning matters."""
-    return next((name for name, keys in data["guests"].items() if not keys.get("serves")), str(row["from"]))
+    """Some guest that might serve it, for a row of which only its beginning matters."""
+    guests = [(name, keys.get("serves")) for name, keys in data["guests"].items() if name != row["from"]]
+    able = (name for name, serves in guests if not serves or row.get("service") in serves)
+    return next(able, str(row["from"]))
 
 
 # ---- the agent --------------------------------------------------------------------------------------------

@@ -22,6 +22,12 @@ def outside(guest: Guest, name: str, more: int = 0) -> int:
     return os.open(os.path.join(guest.arguments["directory"], name), os.O_RDWR | os.O_CREAT | more, 0o600)
 
 
+async def files(guest: Guest, pattern: str, count: int) -> None:
+    """Wait until other guests have made so many files."""
+    while len(list(Path(guest.arguments["directory"]).glob(pattern))) < count:  # noqa: ASYNC110, ASYNC240
+        await asyncio.sleep(0.1)
+
+
 async def asks(guest: Guest) -> None:
     """Send to a service, or to `to`, every 10 ms; write down each change of what comes of it."""
     log = outside(guest, "seen-" + guest.name, os.O_APPEND)
@@ -66,9 +72,8 @@ async def hides(guest: Guest) -> None:
 
     guest.result(heard=0)
     tasks = [asyncio.ensure_future(listen(socket)) for socket in sockets]
-    over = Path(guest.arguments["directory"], "over")
-    while not over.exists():  # noqa: ASYNC110  (another process makes it)
-        await asyncio.sleep(0.1)
+    os.close(outside(guest, "hides-" + guest.name))
+    await files(guest, "over", 1)
     await asyncio.sleep(0.5)
     for task in tasks:
         task.cancel()
@@ -81,6 +86,7 @@ async def tries(guest: Guest) -> int:
     domids, ports = guest.arguments["domids"], guest.arguments["ports"]
     other: dict[str, int] = {}
     tried = 0
+    await files(guest, "hides-*", 3)
 
     def note(what: str, found: object) -> None:
         other[f"{what} {found}"] = other.get(f"{what} {found}", 0) + 1
