@@ -37,6 +37,7 @@ KEEPALIVE: Final = ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 1), (zmq.TC
                     (zmq.TCP_KEEPALIVE_CNT, 5), (zmq.TCP_MAXRT, 10_000), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS))  # fmt: skip
 """For tcp: a host that vanished is noticed within 6 to 10 s.  The kernel answers for a process that is stopped, which
 therefore keeps its connection, as ZMTP's own heartbeats would not let it."""
+_MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
 LOOK_S: Final = 0.1
 """A blocking helper looks at least so often whether a hello is to be repeated."""
 
@@ -62,6 +63,17 @@ def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
         if len(parts) < most:
             parts.append(part)
     return parts
+
+
+def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
+    """One whole message without waiting: `send_multipart` for parts that are bytes.  Raises what it does.
+
+    ZeroMQ takes or refuses a message with its first part; those after it are not refused for lack of room.
+    """
+    send, last = socket.send, len(parts) - 1
+    for part in parts[:last]:
+        send(part, _MORE)
+    send(parts[last], zmq.DONTWAIT)
 
 
 class ZmqLink:
@@ -194,7 +206,7 @@ class ZmqLink:
 
     def _transmit(self, parts: Sequence[bytes]) -> SendResult:
         try:
-            self._socket.send_multipart(parts, zmq.DONTWAIT)
+            send_parts(self._socket, parts)
         except zmq.Again:
             self._full = True
             return SendResult.AGAIN

@@ -31,7 +31,7 @@ import zmq
 
 from broker import zap
 from broker.binding import Binding
-from broker.client import KEEPALIVE
+from broker.client import KEEPALIVE, send_parts
 from broker.config import BrokerConfig
 from broker.frames import MAX_PART
 from broker.keys import ServerCurve
@@ -227,7 +227,8 @@ class Server:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._zap, zmq.POLLIN)
-        poller.register(self._wake_in.fileno(), zmq.POLLIN)
+        wake = self._wake_in.fileno()
+        poller.register(wake, zmq.POLLIN)
         tick_ns = time.monotonic_ns()
         self.core.on_tick(tick_ns)
         leave_ns: int | None = None
@@ -235,10 +236,12 @@ class Server:
             now_ns = time.monotonic_ns()
             due_ns = min(tick_ns + TICK_NS, self.core.next_deadline() or tick_ns + TICK_NS)
             wait_ms = max(0, due_ns - now_ns + 999_999) // 1_000_000
-            if any(fd == self._wake_in.fileno() for fd, _ in poller.poll(wait_ms)):
+            ready = [what for what, _ in poller.poll(wait_ms)]
+            if wake in ready:
                 self._drain_wake()
             now_ns = time.monotonic_ns()
-            self._let_in()
+            if self._zap in ready:
+                self._let_in()
             self._receive(now_ns)
             if (self.core.next_deadline() or now_ns + 1) <= now_ns:
                 self.core.on_time(now_ns)
@@ -320,7 +323,7 @@ class Server:
     def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
         """Hand a frame to the socket."""
         try:
-            self._router.send_multipart([routing_id, *parts], zmq.DONTWAIT)
+            send_parts(self._router, [routing_id, *parts])
         except zmq.Again:
             return SendResult.AGAIN
         except zmq.ZMQError as error:

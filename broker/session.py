@@ -57,6 +57,8 @@ class _LaneEnd:
     def batch(self) -> list[Outgoing]:
         """What the next frame takes from the front of the queue, which credit and size limits allow."""
         credit = self.state.credit
+        if len(self.queue) == 1 and credit > 0:
+            return [self.queue[0]]
         size = 0
         taken: list[Outgoing] = []
         for record in self.queue:
@@ -162,7 +164,7 @@ class Session:
                 return result
             self._held = None
         for lane, end in self._lanes.items():
-            while batch := end.batch():
+            while end.queue and (batch := end.batch()):
                 seq = end.commit(batch)
                 packed = [record.packed for record in batch]
                 parts = frames.assemble(lane, self.epoch, seq, end.ack_value(), packed)
@@ -176,7 +178,8 @@ class Session:
 
     def _acknowledge(self, send: Send) -> SendResult:
         for lane, end in self._lanes.items():
-            if end.unacknowledging or end.state.ack_due:
+            state = end.state
+            if end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
                 result = send(self._ack_frame(lane))
                 if result is not SendResult.SENT:
                     end.unacknowledging = True

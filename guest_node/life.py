@@ -92,7 +92,8 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
 def machine_of(config: GuestConfig) -> Machine:
     """What the kernel is told about the machine it runs on."""
     arch = Arch[config.arch.upper()]
-    return Machine(arch, config.door, config.notification, config.apic, config.domid, config.firmware)
+    domid = config.domid if config.knows_domid else None
+    return Machine(arch, config.door, config.notification, config.apic, domid, config.firmware)
 
 
 async def _run(program: Program, guest: Guest, world: World) -> Ending:

@@ -189,6 +189,7 @@ def plan(
             output_dir=places.node_dir(guest),
             apic=guest_keys.apic,
             firmware=topology.hypervisors[guest_keys.on].firmware,
+            knows_domid=not guest_keys.implicit_only,
         )
         for guest, guest_keys in topology.guests.items()
     )

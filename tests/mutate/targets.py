@@ -139,7 +139,11 @@ TARGETS: Final = (
     Target("hmx.slots", "DelegateFlag", _SLOTS),
     Target("hmx.slots", "EndpointFlag", _SLOTS),
     Target("hmx.slots", "*", _SLOTS),
+    Target("hmx.footprints", "STRUCTURES", ("tests/hmx/test_mirror.py",)),
+    Target("hmx.footprints", "XEN_CALLS", ("tests/hmx/test_mirror.py",)),
+    Target("hmx.mirror", "SECTIONS", ("tests/hmx/test_mirror.py",)),
     Target("hmx.uxen_platform", "*", _UXEN_PLATFORM, words=("what",)),
+    Target("hmx.uxen_platform", "BARS", _UXEN_PLATFORM, words=("what",)),
     Target("hmx.uxen_platform", "Register", _UXEN_PLATFORM),
     Target("hmx.uxen_stor", "*", ("tests/hmx/test_uxen_stor.py",)),
     Target("hmx.v4v.abi", "*", _V4V, words=("source",)),
@@ -254,6 +258,9 @@ TARGETS: Final = (
     Target("topologies.facts", "FACTS", ("tests/topologies/test_facts.py",), words=("meaning",)),
     Target("topologies.firmware.acpi", "REVISIONS", _ACPI),
     Target("topologies.firmware.acpi", "HYPERVISOR_IDS", _ACPI, words=("source",)),
+    Target(
+        "topologies.hosts.protocol", "WORDS", ("tests/topologies/hosts/test_protocol.py",), words=("meaning",)
+    ),
     Target("topologies.programs", "BUILTINS", _SCHEMA),
     Target("topologies.report", "COLUMNS", ("tests/topologies/test_report.py",)),
     Target("topologies.translate", "WORDS", _SCHEMA),
