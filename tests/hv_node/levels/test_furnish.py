@@ -61,9 +61,12 @@ class House:
         *slots: SlotConfig,
         confined: tuple[str, ...] = (),
         policy: PolicyConfig | None = None,
-        held: bool = False,
+        posted: bool = False,
     ) -> None:
-        self.lab = Lab([A, B, N], guests=GUESTS, options=labelled)
+        def options(found: LevelOptions) -> LevelOptions:
+            return replace(labelled(found), posted=frozenset({B}) if posted else frozenset())
+
+        self.lab = Lab([A, B, N], guests=GUESTS, options=options)
         self.furniture: dict[Path, Furniture] = {}
         self.orders: dict[Path, Orders] = {}
         self.said: list[tuple[Path, int, str]] = []
@@ -81,9 +84,6 @@ class House:
             for domain in node.domains:
                 if domain.remote is None and not domain.nested:
                     assert register(node, domain.domid) == 0
-        if held:
-            for wire in self.lab.wires.values():
-                wire.held = True
 
     def config(self, path: Path, slots: tuple[SlotConfig, ...], confined: tuple[str, ...], policy: Any) -> Any:
         own = [(guest[-1], domid) for guest, domid in GUESTS.items() if guest[:-1] == path]
@@ -323,6 +323,18 @@ def test_a_revocation_waits_for_what_is_under_way() -> None:
     house.lab.settle()
     house.furniture[A].turn(house.lab.now)
     assert (house.words(A, 6), house.got(FAR)) == ([""], [])
+
+
+def test_a_revocation_ends_what_was_posted() -> None:
+    """What waits for room at the far side is refused there; what others posted stays."""
+    house = House(slot("app", (*B, "far")), slot("other", (*B, "far")), posted=True)
+    assert [house.send(sender) for sender in (APP, APP, APP, APP, OTHER)] == [5] * 5
+    far = house.lab.nodes[B].level.far
+    before = far.held
+    assert before > 1
+    assert house.disconnect(A, "app") == [""]
+    assert far.held == 1
+    assert [sender for sender, _ in house.got(FAR)] == [APP] * (5 - before)
 
 
 def test_a_revocation_outlives_a_lost_link() -> None:
