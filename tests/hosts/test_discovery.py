@@ -22,6 +22,44 @@ PROGRAMS = Path(__file__).parent / "programs"
 WITHIN = 15.0
 """Seconds that a loaded machine may take for what the processes do in a moment."""
 
+STORAGE = {
+    "name": "far-storage",
+    "defaults": {"argo": {"mac-permissive": True}},
+    "hypervisors": {"uxen": {"personality": "uxen", "host": "lab1"}, "far": {"arch": "aarch64", "host": "lab2"}},
+    "guests": {
+        "device-model": {
+            "on": "uxen", "control": True, "program": "builtin:v4v-store",
+            "with": {"serves": {"app": [0, 1]}, "disks": "far"},
+        },
+        "app": {"on": "uxen", "storage": [0, 1], "program": "builtin:v4v-disk", "with": {"within": "30s"}},
+        "disks": {
+            "on": "far", "program": "builtin:v4v-store",
+            "with": {"serves": {"device-model": [0, 1]}, "over": "argo"},
+        },
+    },
+    "destinations": [
+        {"from": "device-model", "service": "storage", "instance": unit, "to": "disks"} for unit in (0, 1)
+    ],
+    "checks": [
+        {"guest": name, "expect": {"exit": 0}, "within": "60s"} for name in ("app", "device-model", "disks")
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["three hosts", "one machine", "inline"])
+def test_uxen_storage_on_an_arm_host(world: HostsRig, where: str) -> None:
+    """The library's v4v-disk, unchanged: units by table and bitmap, writes, reads and compares; disks on Arm."""
+    data = over_ssh(STORAGE) if where == "three hosts" else alone(STORAGE)
+    ran = Ran(world, data, arguments=("--runtime", "inline") if where == "inline" else ())
+    app, model, disks = (ran.results[name] for name in ("app", "device-model", "disks"))
+    assert (app["units"], app["wrong"], app["bytes"]) == ([0, 1], 0, 2 * 2 * 16 * 8 * 512)
+    assert (model["shown"], model["refused"], disks["refused"]) == (2, 0, 0)
+    assert disks["bytes"] >= app["bytes"]
+    world.network.wait_for_nothing()
+
+
+# ---- every path, in one lab ----
+
 HYPERVISORS = {
     "uxen": {"personality": "uxen", "host": "lab1"},
     "x86": {"firmware": "acpi", "host": "lab1"},
@@ -155,8 +193,8 @@ def test_implicit_destination(up: Discovery) -> None:
 def test_firmware(up: Discovery, name: str, others: tuple[str, ...]) -> None:
     """The tables, or the tree, name what the patch panel had at the start; each is there while it is connected."""
     named = {"acpi": [["console", 0xA2000, 2], ["echo", 7, 1]], "tree": [["console", 0xA2001, 1], ["echo", 7, 1]]}
-    [record] = up.rig.json("inspect", name, "--probe")["labs"]["discovery"]
-    assert record["probe"]["firmware"]["services"] == named[name]
+    record = up.rig.json("inspect", name, "--probe")["labs"]["discovery"][name]
+    assert record["firmware"]["services"] == named[name]
     words = {key: f"{key.replace('_', ':')} by near-end" for key in others}
     up.sees(name, echo_0="echo:0 by near-end", **words)
     up.change("disconnect", name, "echo")
@@ -177,39 +215,3 @@ def test_a_back_end_dies(up: Discovery) -> None:
     wait_until(lambda: not any("near-end" in words for words in up.seen("acpi").values()), WITHIN)
     wait_until(lambda: not any("near-end" in words for words in up.seen("tree").values()), WITHIN)
     up.sees("bitmap", storage_0="v4v disk")
-
-
-STORAGE = {
-    "name": "far-storage",
-    "defaults": {"argo": {"mac-permissive": True}},
-    "hypervisors": {"uxen": {"personality": "uxen", "host": "lab1"}, "far": {"arch": "aarch64", "host": "lab2"}},
-    "guests": {
-        "device-model": {
-            "on": "uxen", "control": True, "program": "builtin:v4v-store",
-            "with": {"serves": {"app": [0, 1]}, "disks": "far"},
-        },
-        "app": {"on": "uxen", "storage": [0, 1], "program": "builtin:v4v-disk", "with": {"within": "30s"}},
-        "disks": {
-            "on": "far", "program": "builtin:v4v-store",
-            "with": {"serves": {"device-model": [0, 1]}, "over": "argo"},
-        },
-    },
-    "destinations": [
-        {"from": "device-model", "service": "storage", "instance": unit, "to": "disks"} for unit in (0, 1)
-    ],
-    "checks": [
-        {"guest": name, "expect": {"exit": 0}, "within": "60s"} for name in ("app", "device-model", "disks")
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("where", ["three hosts", "one machine", "inline"])
-def test_uxen_storage_on_an_arm_host(world: HostsRig, where: str) -> None:
-    """The library's v4v-disk, unchanged: units by table and bitmap, writes, reads and compares; disks on Arm."""
-    data = over_ssh(STORAGE) if where == "three hosts" else alone(STORAGE)
-    ran = Ran(world, data, arguments=("--runtime", "inline") if where == "inline" else ())
-    app, model, disks = (ran.results[name] for name in ("app", "device-model", "disks"))
-    assert (app["units"], app["wrong"], app["bytes"]) == ([0, 1], 0, 2 * 2 * 16 * 8 * 512)
-    assert (model["shown"], model["refused"], disks["refused"]) == (2, 0, 0)
-    assert disks["bytes"] >= app["bytes"]
-    world.network.wait_for_nothing()

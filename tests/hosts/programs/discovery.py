@@ -80,9 +80,13 @@ async def ask(guest: Guest, name: str, address: Address) -> str:
 
 async def offers(guest: Guest) -> None:
     """Answer at the ports of `services` with my name, while there is no file `unplugged-NAME`."""
-    unplugged = Path(guest.arguments["directory"], f"unplugged-{guest.name}")
+    file = os.path.join(guest.arguments["directory"], f"unplugged-{guest.name}")
+
+    def unplugged() -> bool:
+        return os.path.exists(file)
+
     while True:
-        while unplugged.exists():  # noqa: ASYNC110 - another process makes it
+        while unplugged():  # noqa: ASYNC110 - another process makes it
             await asyncio.sleep(LOOK_EVERY)
         async with contextlib.AsyncExitStack() as stack:
             tasks = []
@@ -90,7 +94,7 @@ async def offers(guest: Guest) -> None:
                 word, _, instance = name.partition(":")
                 opened = await guest.argo.datagram(port_of(word, int(instance or 0)), ring=1 << 14)
                 tasks.append(asyncio.ensure_future(answer(guest, await stack.enter_async_context(opened))))
-            while not unplugged.exists():  # noqa: ASYNC110
+            while not unplugged():  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_EVERY)
             for task in tasks:
                 task.cancel()
