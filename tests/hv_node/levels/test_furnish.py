@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,12 +83,13 @@ class House:
         for path, node in self.lab.nodes.items():
             config = self.config(path, slots, confined, policy)
             self.furniture[path] = Furniture(config, node.level, DummyXsm())
-            self.orders[path] = Orders(
-                self.furniture[path], lambda number, words, path=path: self.said.append((path, number, words))
-            )
+            self.orders[path] = Orders(self.furniture[path], partial(self._say, path))
             for domain in node.domains:
                 if domain.remote is None and not domain.nested:
                     assert register(node, domain.domid) == 0
+
+    def _say(self, path: Path, number: int, words: str) -> None:
+        self.said.append((path, number, words))
 
     def config(self, path: Path, slots: tuple[SlotConfig, ...], confined: tuple[str, ...], policy: Any) -> Any:
         own = [(guest[-1], domid) for guest, domid in GUESTS.items() if guest[:-1] == path]
