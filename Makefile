@@ -78,7 +78,7 @@ test: lint
 
 test-hosts: setup
 	@mkdir -p $(REPORTS)
-	$(BIN)/python -m pytest -m hosts tests/hosts --junitxml=$(REPORTS)/test-hosts.xml \
+	$(BIN)/python -m pytest -m hosts tests/hosts -n 2 --dist loadfile --junitxml=$(REPORTS)/test-hosts.xml \
 	  --skip-report=$(REPORTS)/test-hosts.skips $(PYTEST_ARGS)
 
 test-long: setup

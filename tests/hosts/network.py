@@ -75,8 +75,12 @@ class Machine:
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def environment(self) -> dict[str, str]:
-        """What makes this machine's processes its own."""
-        return {"XDG_RUNTIME_DIR": str(self.base), "TMPDIR": str(self.base), "PYTHONPATH": str(ROOT)}
+        """What makes this machine's processes its own.
+
+        The home too: what somebody's shell runs for each login takes time, and is killed here in the middle of it.
+        """
+        base = str(self.base)
+        return {"HOME": base, "XDG_RUNTIME_DIR": base, "TMPDIR": base, "PYTHONPATH": str(ROOT)}
 
     def start_sshd(self) -> None:
         """A server that lets the lab's user in, and nobody else."""
