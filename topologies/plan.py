@@ -24,7 +24,7 @@ from topologies.schema import Guest, Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
 CONTROL_DOMID: Final = 0
-FIRST_DOMID: Final = 1
+FIRST_DOMID: Final = levels.FIRST_DOMID
 _SEED_BYTES: Final = 6  # seeds stay exact in every JSON reader
 
 
@@ -144,7 +144,7 @@ def plan(
             personality=keys.personality,
             arch=keys.arch,
             cpu=keys.cpu,
-            doors=tuple(keys.doors),
+            doors=() if keys.argo.mode == levels.STEAL else tuple(keys.doors),
             notifications=tuple(keys.notifications),
             argo_cmdline=argo_cmdline(keys),
             xsm=keys.xsm,
@@ -162,7 +162,7 @@ def plan(
             hypervisors=levels.others(topology, hypervisor),
             remotes=levels.remotes(topology, hypervisor),
             slots=levels.slots(topology, hypervisor),
-            policy=levels.policy(topology.policy),
+            policy=levels.policy(topology.policy) if keys.argo.mode == levels.OWN else None,
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
     )
@@ -183,7 +183,7 @@ def plan(
             notification=guest_keys.notification,
             program=guest_keys.program,
             arguments=guest_keys.with_,
-            peers=levels.peers_of(topology, guest, domids[guest_keys.on]),
+            peers=levels.peers_of(topology, guest, domids[levels.serving(topology, guest_keys.on)]),
             seed=node_seed(seed, guest),
             base_dir=places.base_dir,
             output_dir=places.node_dir(guest),
@@ -237,23 +237,26 @@ def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tup
     """The domains of a hypervisor: its guests, then the hypervisors on it."""
     keys = topology.hypervisors[hypervisor]
     guests = tuple(
-        _domain(guest, domid, keys, topology.guests[guest], levels.label_of(topology, guest))
+        _domain(guest, domid, keys, levels.doors_of(topology, hypervisor), topology.guests[guest],
+                levels.label_of(topology, guest))
         for guest, domid in domids.items()
     )
     return guests + tuple(
-        levels.nested_domain(topology, child, FIRST_DOMID + len(domids) + number)
-        for number, child in enumerate(levels.children_of(topology, hypervisor))
+        levels.nested_domain(topology, child, levels.nested_domid(topology, child))
+        for child in levels.children_of(topology, hypervisor)
     )
 
 
-def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest, label: str) -> DomainConfig:
+def _domain(
+    name: str, domid: int, hypervisor: Hypervisor, doors: tuple[str, ...], guest: Guest, label: str
+) -> DomainConfig:
     """One domain, with the firmware that its hypervisor gives it."""
     blob = b""
     if hypervisor.firmware != "none":
         from topologies.firmware.plan import firmware_of  # its builders are for labs that have firmware
 
         blob = firmware_of(
-            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], hypervisor.doors,
+            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], doors,
             hypervisor.notifications, guest.memory, guest.vcpus,
         )  # fmt: skip
     return DomainConfig(

@@ -94,8 +94,7 @@ class Outer:
         if stolen is None:
             return _ENOSYS & _M64
         counters.argo_ops += 1
-        self._inner.token(call)
-        ret = stolen(call, self._level, cmd, a1, a2, a3, a4)
+        ret = self._inner.carried(stolen, call, self._level, cmd, a1, a2, a3, a4)
         return ret if ret is PENDING else ret & _M64
 
     def v4v_call(self, call: Call, *_arguments: int) -> int:
@@ -109,4 +108,4 @@ class Outer:
 
     def mode_features(self) -> int:
         """How this guest is notified is its own hypervisor's affair."""
-        return 0
+        return 0 if self._inner.stolen is None else self._inner.carried_features()
