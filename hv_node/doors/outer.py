@@ -97,6 +97,10 @@ class Outer:
         ret = self._inner.carried(stolen, call, self._level, cmd, a1, a2, a3, a4)
         return ret if ret is PENDING else ret & _M64
 
+    def hides_domid(self, domid: int) -> bool:
+        """Who is not to know its own id is its own hypervisor's affair."""
+        return self._inner.hides_domid(domid)
+
     def v4v_call(self, call: Call, *_arguments: int) -> int:
         """v4v is not carried further."""
         call.vcpu.hvm.counters.hypercalls += 1
