@@ -37,6 +37,7 @@ KEEPALIVE: Final = ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 1), (zmq.TC
                     (zmq.TCP_KEEPALIVE_CNT, 5), (zmq.TCP_MAXRT, 10_000), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS))  # fmt: skip
 """For tcp: a host that vanished is noticed within 6 to 10 s.  The kernel answers for a process that is stopped, which
 therefore keeps its connection, as ZMTP's own heartbeats would not let it."""
+_MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
 LOOK_S: Final = 0.1
 """A blocking helper looks at least so often whether a hello is to be repeated."""
 
@@ -64,6 +65,17 @@ def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
     return parts
 
 
+def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
+    """One whole message without waiting: `send_multipart` for parts that are bytes.  Raises what it does.
+
+    ZeroMQ takes or refuses a message with its first part; those after it are not refused for lack of room.
+    """
+    send, last = socket.send, len(parts) - 1
+    for part in parts[:last]:
+        send(part, _MORE)
+    send(parts[last], zmq.DONTWAIT)
+
+
 class ZmqLink:
     """A node's :class:`broker.link.Link` over a ZeroMQ endpoint.
 
@@ -89,6 +101,7 @@ class ZmqLink:
         self.member = Member(Identity(kind, name, token, os.getpid() if pid is None else pid), epoch)
         self._pumping = False
         self._full = False  # the socket refused a frame of the last flush
+        self._busy = True  # what the last look at EVENTS showed
         self._beats = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -154,6 +167,8 @@ class ZmqLink:
         """Send what is ready now.  True: input is waiting that the descriptor will not announce again."""
         if self._pumping or self._socket.closed:  # in a callback: the pump around it flushes
             return False
+        if not self.member.unsent:
+            return self._busy  # the socket is as it was when it was looked at last
         self._send(time.monotonic_ns())
         return self._more()
 
@@ -190,11 +205,12 @@ class ZmqLink:
     def _more(self) -> bool:
         """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
         events = int(self._socket.getsockopt(zmq.EVENTS))
-        return bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+        self._busy = bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+        return self._busy
 
     def _transmit(self, parts: Sequence[bytes]) -> SendResult:
         try:
-            self._socket.send_multipart(parts, zmq.DONTWAIT)
+            send_parts(self._socket, parts)
         except zmq.Again:
             self._full = True
             return SendResult.AGAIN

@@ -133,6 +133,7 @@ _BOUNDS: Final = tuple(
 KIND_AT: Final = 1
 SOURCE_AT: Final = 5
 DESTINATION_AT: Final = 6
+HOPS_AT: Final = 7
 LABEL_AT: Final = 8
 
 
@@ -197,9 +198,12 @@ def validate(values: Sequence[Any]) -> Envelope:
 _HEADER: Final = codec.array_header(len(FIELDS))
 
 
-def pack(envelope: Envelope, length: int) -> tuple[bytes, bytes]:
-    """The encoded bytes before and after the offset field, for a payload of `length` bytes."""
-    head = _HEADER + codec.pack(envelope[:OFFSET_AT])[1:]  # without the one byte that makes them an array
+def pack(envelope: Envelope, length: int, hops_left: int | None = None) -> tuple[bytes, bytes]:
+    """The encoded bytes before and after the offset field, for a payload of `length` bytes; with other hops, if any."""
+    fields = envelope[:OFFSET_AT]
+    if hops_left is not None:
+        fields = (*fields[:HOPS_AT], hops_left, *fields[HOPS_AT + 1 :])
+    head = _HEADER + codec.pack(fields)[1:]  # without the one byte that makes them an array
     return head, codec.pack((length, envelope.ret))[1:]
 
 

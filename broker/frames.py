@@ -94,6 +94,9 @@ KINDS: Final = (
 )
 _RULES: Final = {int(row.kind): row for row in KINDS}
 _LANES: Final = {int(lane): lane for lane in Lane}
+_RECORDS: Final = _RULES[FrameKind.RECORDS]
+_REGULAR: Final = {(MAGIC, MAJOR, MINOR, int(FrameKind.RECORDS), int(lane)): LIMITS[lane] for lane in _RECORDS.lanes}
+"""What headers of our version begin with when they carry records: most frames."""
 
 
 class Header(NamedTuple):
@@ -153,22 +156,21 @@ class FrameError(ValueError):
         super().__init__(f"{reason.value}: {codec.show(value)}, expected {expected}")
 
 
-class Packed(NamedTuple):
+class Packed:
     """A record on its way out: encoded but for the payload offset, which is known only when a frame is
     assembled.
 
     Without payload reference `head` is the whole record and `tail` is None; else the offset is encoded
-    between them.
+    between them.  `size`: bytes in a frame, the offset counted at its longest.
     """
 
-    head: bytes
-    tail: bytes | None = None
-    payload: Buffer = b""
+    __slots__ = ("head", "payload", "size", "tail")
 
-    @property
-    def size(self) -> int:
-        """Bytes in a frame, the offset counted at its longest."""
-        return len(self.head) + (0 if self.tail is None else len(self.tail) + 5) + len(self.payload)
+    def __init__(self, head: bytes, tail: bytes | None = None, payload: Buffer = b"") -> None:
+        self.head = head
+        self.tail = tail
+        self.payload = payload
+        self.size = len(head) + (0 if tail is None else len(tail) + 5) + len(payload)
 
 
 def pack_header(kind: int, lane: int, epoch: int, seq: int, ack: int, count: int) -> bytes:
@@ -189,8 +191,18 @@ def pack_frame(
     return [pack_header(kind, lane, epoch, seq, ack, len(records)), codec.pack(list(records)), payload]
 
 
+_ONE_RECORD: Final = codec.array_header(1)
+_NO_OFFSET: Final = codec.pack(0)
+
+
 def assemble(lane: Lane, epoch: int, seq: int, ack: int, packed: Sequence[Packed]) -> list[bytes]:
     """A RECORDS frame of already encoded records; fills in each payload offset."""
+    if len(packed) == 1:  # most often
+        (only,) = packed
+        whole = _ONE_RECORD + only.head if only.tail is None else _ONE_RECORD + only.head + _NO_OFFSET + only.tail
+        header = HEADER.pack(MAGIC, MAJOR, MINOR, FrameKind.RECORDS, lane, epoch, seq, ack, 1, 0, 0)
+        data = b"" if only.tail is None else only.payload
+        return [header, whole, data if type(data) is bytes else bytes(data)]
     body = [codec.array_header(len(packed))]
     payload: list[Buffer] = []
     offset = 0
@@ -238,7 +250,9 @@ def parse_frame(parts: Sequence[bytes | memoryview]) -> Frame:
     if len(head) != HEADER.size:
         raise FrameError(Reason.SHORT, len(head), HEADER.size)
     header = Header._make(HEADER.unpack(head))
-    rule, limits = _check_header(header)
+    rule, limits = _RECORDS, _REGULAR.get(header[:5])
+    if limits is None or header.flags or header.zero or not 0 < header.records <= MAX_RECORDS:
+        rule, limits = _check_header(header)
     if len(body) > MAX_FRAME:
         raise FrameError(Reason.BODY_SIZE, len(body), f"at most {MAX_FRAME}")
     most = max(limits.max_payload, MAX_FRAME) if rule.payload else 0

@@ -110,6 +110,11 @@ class Outbox:
         return taken
 
     @property
+    def waits(self) -> bool:
+        """Whether anything does."""
+        return bool(self._turn)
+
+    @property
     def sources(self) -> list[str]:
         """Of whom something waits."""
         return list(self._turn)

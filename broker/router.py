@@ -221,7 +221,8 @@ class RouterCore:
                 self._cut(node, str(violation))
             return
         node.heard_ns = now_ns
-        self.move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
+        if lifecycle.NEXT.get((node.state, Stimulus.HEARD), node.state) is not node.state:
+            self.move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
         self._dirty[node.name] = node
         for error in bad:
             self.report(node, Refusal.MALFORMED_RECORD, str(error))

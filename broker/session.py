@@ -57,6 +57,8 @@ class _LaneEnd:
     def batch(self) -> list[Outgoing]:
         """What the next frame takes from the front of the queue, which credit and size limits allow."""
         credit = self.state.credit
+        if len(self.queue) == 1 and credit > 0:
+            return [self.queue[0]]
         size = 0
         taken: list[Outgoing] = []
         for record in self.queue:
@@ -162,7 +164,7 @@ class Session:
                 return result
             self._held = None
         for lane, end in self._lanes.items():
-            while batch := end.batch():
+            while end.queue and (batch := end.batch()):
                 seq = end.commit(batch)
                 packed = [record.packed for record in batch]
                 parts = frames.assemble(lane, self.epoch, seq, end.ack_value(), packed)
@@ -176,13 +178,25 @@ class Session:
 
     def _acknowledge(self, send: Send) -> SendResult:
         for lane, end in self._lanes.items():
-            if end.unacknowledging or end.state.ack_due:
+            state = end.state
+            if end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
                 result = send(self._ack_frame(lane))
                 if result is not SendResult.SENT:
                     end.unacknowledging = True
                     return result
                 self.frames_out += 1
         return SendResult.SENT
+
+    @property
+    def unsent(self) -> bool:
+        """Whether a flush has something to try."""
+        if self._held is not None:
+            return True
+        for end in self._lanes.values():
+            state = end.state
+            if end.queue or end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
+                return True
+        return False
 
     def probe(self, send: Send) -> SendResult:
         """Send something harmless, to learn whether the transport still reaches the peer."""

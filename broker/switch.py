@@ -186,9 +186,7 @@ class Switch:
     ) -> None:
         """Encode, and let it arrive now or when its link says."""
         use = envelope.use
-        if use is not Use.RESULT:
-            envelope = envelope._replace(hops_left=envelope.hops_left - 1)
-        head, tail = envelopes.pack(envelope, len(payload))
+        head, tail = envelopes.pack(envelope, len(payload), envelope.hops_left - (use is not Use.RESULT))
         held = Held(Outgoing(Packed(head, tail, payload), use, Rejoin.DROP), operation, mark_of(envelope))
         pair = (source, target.name)
         at_once = self.lines.idle or self.lines.clear(pair)
@@ -224,7 +222,7 @@ class Switch:
         bytes; pump again when these have left.
         """
         outbox = self._outboxes.get(node.name)
-        if outbox is None:
+        if outbox is None or not outbox.waits:
             return False
         for held in outbox.move(node.session):
             operation = held.operation

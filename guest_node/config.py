@@ -35,6 +35,7 @@ class GuestConfig:
         apic: Whether its vCPUs have local APICs, on x86.
         firmware: What describes its machine in its memory: none, acpi or devicetree.
         curve: Keys for a broker on another host.
+        knows_domid: Its kernel is told its domain id where no hypervisor tells it.
     """
 
     lab: str
@@ -59,3 +60,4 @@ class GuestConfig:
     apic: bool = True
     firmware: str = "none"
     curve: ClientCurve | None = field(default=None, repr=False)
+    knows_domid: bool = True

@@ -72,7 +72,11 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
         return _raised(error, world)
     found = {**kernel.probe.report(), "notification": kernel.interrupts.mode, "said": kernel.interrupts.said}
     if kernel.firmware is not None:
-        found["firmware"] = {"policy": kernel.firmware.policy.name.lower(), "vectors": list(kernel.firmware.vectors)}
+        found["firmware"] = {
+            "policy": kernel.firmware.policy.name.lower(),
+            "vectors": list(kernel.firmware.vectors),
+            "services": [list(offer) for offer in kernel.firmware.services],
+        }
     world.tell(["event", "probe", json.dumps(found)])
     if kernel.interrupts.said:
         world.log(kernel.interrupts.said)
@@ -92,7 +96,8 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
 def machine_of(config: GuestConfig) -> Machine:
     """What the kernel is told about the machine it runs on."""
     arch = Arch[config.arch.upper()]
-    return Machine(arch, config.door, config.notification, config.apic, config.domid, config.firmware)
+    domid = config.domid if config.knows_domid else None
+    return Machine(arch, config.door, config.notification, config.apic, domid, config.firmware)
 
 
 async def _run(program: Program, guest: Guest, world: World) -> Ending:

@@ -60,7 +60,8 @@ class Shell:
         self._granted: asyncio.Future[tuple[str, bytes]] = self.loop.create_future()
         self._pump_scheduled = False
         self._asking = False
-        self._answered: asyncio.Future[mirror.Message] = self.loop.create_future()
+        self._answered: asyncio.Future[RemoteEnd] = self.loop.create_future()
+        self._furnished = asyncio.Event()  # what the hypervisor placed in memory, its first batch, is there
         self._end: RemoteEnd | None = None  # of a guest on another host than its hypervisor
         self._nobody_s: float | None = None  # since when the broker has not known that hypervisor
         link.on_record = self._on_record
@@ -134,9 +135,19 @@ class Shell:
         self._nobody_s = None
         if self._end is not None:
             self._end.receive(payload)
+            if self._end.numbers.received:
+                self._furnished.set()
         elif not self._answered.done():
-            with contextlib.suppress(mirror.MirrorError):
-                self._answered.set_result(mirror.unpack(bytes(payload)))
+            # What follows the answer may come in the same turn: from here on there is an end that takes it.
+            try:
+                answer = mirror.unpack(bytes(payload))
+                if answer.kind in (mirror.MessageKind.ATTACHED, mirror.MessageKind.REFUSED):
+                    self._end = RemoteEnd(answer, self._send_mirrored, Arch[self.config.arch.upper()])
+                    self._answered.set_result(self._end)
+            except mirror.MirrorError:
+                pass
+            except AttachError as error:
+                self._answered.set_exception(error)
 
     def _send_mirrored(self, message: bytes) -> None:
         """Hand a message to the lane; one that finds it full is repeated in time."""
@@ -148,9 +159,10 @@ class Shell:
             while not self._answered.done():
                 self._send_mirrored(request(self.config.name, token))
                 await asyncio.wait((self._answered,), timeout=HEARTBEAT_S)
-        end = RemoteEnd(self._answered.result(), self._send_mirrored, Arch[self.config.arch.upper()])
+            end = self._answered.result()
+            if self.config.firmware != "none":
+                await self._furnished.wait()
         end.on_dirty = _once(self.loop, end.flush)
-        self._end = end
         return attachment(end, self.loop.call_soon, self._wait)
 
     def _wait(self, seconds: float) -> None:

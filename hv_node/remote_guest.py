@@ -330,6 +330,7 @@ class RemoteBacking:
         reply = Reply(False, config.domid, config.vcpus, arch, config.memory, "")
         self.token = request.token
         self.guest = RemoteGuest(epoch, reply, self.mirror, self._areas, wake, send, on_gone)
+        self.guest.flush()  # what was placed in RAM
         return self.guest
 
     def send(self, data: bytes, flags: int = 0) -> int:  # noqa: ARG002

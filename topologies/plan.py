@@ -20,7 +20,7 @@ from hv_node.config import DomainConfig, HypervisorConfig
 from topologies import levels
 from topologies.codec import decode, encode
 from topologies.load import resolved
-from topologies.schema import Guest, Hypervisor, Topology
+from topologies.schema import Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
 CONTROL_DOMID: Final = 0
@@ -189,6 +189,7 @@ def plan(
             output_dir=places.node_dir(guest),
             apic=guest_keys.apic,
             firmware=topology.hypervisors[guest_keys.on].firmware,
+            knows_domid=not guest_keys.implicit_only,
         )
         for guest, guest_keys in topology.guests.items()
     )
@@ -236,32 +237,26 @@ def node_seed(seed: int, name: str) -> int:
 def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tuple[DomainConfig, ...]:
     """The domains of a hypervisor: its guests, then the hypervisors on it."""
     keys = topology.hypervisors[hypervisor]
-    guests = tuple(
-        _domain(guest, domid, keys, levels.doors_of(topology, hypervisor), topology.guests[guest],
-                levels.label_of(topology, guest))
-        for guest, domid in domids.items()
-    )
+    guests = tuple(_domain(topology, guest, domid, keys) for guest, domid in domids.items())
     return guests + tuple(
         levels.nested_domain(topology, child, levels.nested_domid(topology, child))
         for child in levels.children_of(topology, hypervisor)
     )
 
 
-def _domain(
-    name: str, domid: int, hypervisor: Hypervisor, doors: tuple[str, ...], guest: Guest, label: str
-) -> DomainConfig:
+def _domain(topology: Topology, name: str, domid: int, hypervisor: Hypervisor) -> DomainConfig:
     """One domain, with the firmware that its hypervisor gives it."""
-    blob = b""
+    guest, blob = topology.guests[name], b""
     if hypervisor.firmware != "none":
         from topologies.firmware.plan import firmware_of  # its builders are for labs that have firmware
 
         blob = firmware_of(
-            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], doors,
-            hypervisor.notifications, guest.memory, guest.vcpus,
+            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()],
+            levels.doors_of(topology, guest.on), hypervisor.notifications, guest.memory, guest.vcpus, levels.offers(topology, name),
         )  # fmt: skip
     return DomainConfig(
         name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,
-        storage=tuple(guest.storage), label=label, implicit_only=guest.implicit_only,
+        storage=tuple(guest.storage), label=levels.label_of(topology, name), implicit_only=guest.implicit_only,
     )  # fmt: skip
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hmx.xen import DOMID_SELF
 from tests.e2e.rig import ROOT, Rig, finish, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -125,7 +128,7 @@ def test_a_policy_is_changed(rig: Rig) -> None:
 
 
 def test_a_policy_comes_to_a_lab_that_had_none(rig: Rig) -> None:
-    """And a hypervisor that is started again judges by it too, and leads whom it led."""
+    """From one moment to the next."""
     up(rig, panel(rig, "near"))
     grows(rig, "near")
     change(rig, "policy", rig.topology(panel(rig, "near", more=RULE.format(rules="")), "other.yaml"))
@@ -146,6 +149,20 @@ def test_a_link_is_impaired(rig: Rig) -> None:
     grows(rig, "far")
     assert rig.run("impair", "hv0", "hv0").returncode != 0
     assert rig.run("impair", "hv0", "hv1", "--loss", "x").returncode != 0
+    down(rig)
+
+
+def test_a_hypervisor_that_is_started_again(rig: Rig) -> None:
+    """It begins with what the topology says, and is told what was changed since before a guest of its runs."""
+    text, again = panel(rig).replace("hv0: {}", "hv0: {restart: on-failure}"), "restart: on-failure, "
+    up(rig, text.replace("asker: {", "asker: {" + again).replace("near: {", "near: {" + again))
+    change(rig, "connect", "asker", "echo", "near")
+    grows(rig, "near")
+    os.kill(rig.node("hv0")["pid"], signal.SIGKILL)
+    wait_until(lambda: rig.node("asker")["restarts"] == 1 and rig.node("asker")["state"] == "ready", WITHIN)
+    grows(rig, "near")
+    change(rig, "disconnect", "asker", "echo")
+    rests(rig, "near")
     down(rig)
 
 
@@ -179,6 +196,6 @@ def test_a_confined_guest_reaches_nothing(rig: Rig, runtime: str, domids: int, p
     found: dict[str, Any] = {node["name"]: node["result"] for node in json.loads(done.stdout)["nodes"]}
     told = found["prisoner"]
     assert told["tried"] > domids + ports
-    assert (told["other"], told["peers"], told["told"]) == ({}, {}, [])
+    assert (told["other"], told["peers"], told["told"], told["own"]) == ({}, {}, [], DOMID_SELF)
     assert [found[name]["heard"] for name in ("beside", "also", "away")] == [0, 0, 0]
     rig.wait_for_nothing()

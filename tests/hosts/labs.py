@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -55,9 +55,9 @@ def over_ssh(data: Mapping[str, Any], homes: Mapping[str, str] | None = None) ->
 class Ran:
     """A lab that ran to a good end: its outcome, and its nodes by name."""
 
-    def __init__(self, rig: Rig, data: Mapping[str, Any], deadline: float = DEADLINE) -> None:
+    def __init__(self, rig: Rig, data: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
         file = rig.topology(json.dumps(data), f"{data['name']}.yaml")
-        done = finish(rig.start("run", file, "--format", "json"), deadline)
+        done = finish(rig.start("run", *arguments, file, "--format", "json"), DEADLINE)
         assert done.stdout, done.stderr
         self.outcome = json.loads(done.stdout)
         assert done.returncode == 0, self.outcome["reasons"]

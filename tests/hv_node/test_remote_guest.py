@@ -13,20 +13,21 @@ import pytest
 from hmx import mirror, xen
 from hmx.argo import abi
 from hmx.argo.footprint import footprint
-from hmx.attach import Reply
+from hmx.attach import AttachError, Reply, Request, pack_request, unpack_reply
 from hmx.errno import Errno
-from hmx.memory import PAGE_SIZE, MappedMemory
+from hmx.memory import FIRMWARE_BASE, PAGE_SIZE, MappedMemory
 from hmx.mirror import Batch, MessageFlag, MessageKind, Ranges, Section
 from hmx.trap import FRAMES, Arch, Kind, int32, unpack_completion
 from hmx.vcpu_area import AREA_SIZE
 from hv_node.argo.core import Argo
 from hv_node.argo.options import parse_options
+from hv_node.config import DomainConfig
 from hv_node.conform import Runs, Subject, replay
 from hv_node.domain import Domain
 from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
 from hv_node.mirror_memory import MAX_SHOWN, MirrorMemory
-from hv_node.remote_guest import RemoteGuest
+from hv_node.remote_guest import RemoteBacking, RemoteGuest, attach_request, refusal
 from hv_node.xsm import xsm_by_name
 from tests.doubles.remote import SharedAreas
 
@@ -386,3 +387,27 @@ def test_a_guest_that_leaves() -> None:
     assert world.reasons == []
     world.remote.receive(mirror.pack(MessageKind.GONE, 9, b"done"))
     assert world.reasons == ["it left"] and world.sent == []
+
+
+def test_firmware_follows_the_answer() -> None:
+    """What the hypervisor placed in RAM is the first batch; a domain that is closed says so to its guest."""
+    backing = RemoteBacking(DomainConfig("app", 3, 1 << 20, 2, firmware=b"tables"))
+    sent: list[bytes] = []
+    backing.attach(Request("app", bytes(16)), 4, Arch.AARCH64, lambda _: None, sent.append, lambda _: None)
+    answer, batch = map(mirror.unpack, sent)
+    assert unpack_reply(bytes(answer.body)) == Reply(False, 3, 2, Arch.AARCH64, 1 << 20, "") and answer.epoch == 4
+    (part,) = mirror.parts(batch, from_guest=False)
+    assert bytes(part.body) == mirror.AT.pack(FIRMWARE_BASE) + b"tables"
+    backing.close()
+    assert mirror.unpack(sent[-1]).kind is MessageKind.GONE
+
+
+def test_who_wants_to_attach() -> None:
+    """An ATTACH holds the request of a local attach; everything else is none; a refusal holds its words."""
+    asked = mirror.pack(MessageKind.ATTACH, 0, pack_request(Request("app", b"t" * 16)))
+    assert attach_request(asked) == Request("app", b"t" * 16)
+    assert attach_request(mirror.pack(MessageKind.ACK, 1)) is None
+    with pytest.raises(AttachError):
+        attach_request(mirror.pack(MessageKind.ATTACH, 0, b"nonsense"))
+    told = mirror.unpack(refusal("no"))
+    assert told.kind is MessageKind.REFUSED and unpack_reply(bytes(told.body)).text == "no"

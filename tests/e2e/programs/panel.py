@@ -121,6 +121,6 @@ async def tries(guest: Guest) -> int:
         if ret != -Errno.ESRCH:
             note("register", ret)
     told = [seen["domid"] for seen in guest.probe["hypervisors"] if seen["domid"] is not None]
-    guest.result(tried=tried, other=other, peers=dict(guest.peers), told=told)
+    guest.result(tried=tried, other=other, peers=dict(guest.peers), told=told, own=guest.domid)
     os.close(outside(guest, "over"))
     return len(other)
