@@ -257,7 +257,7 @@ class Wards:
         if op is None:
             return _SENSELESS
         child = path[-2]
-        if not self.is_ours((*path[:-1], op.guest)):
+        if not self.is_ours((*path[:-1], op.guest)) or plain(op.guest) not in self._plans[child].domids:
             return _UNKNOWN
         ward = self._wards.get((child, op.guest))
         if ward is not None:

@@ -15,11 +15,7 @@ from hv_node.levels.answers import Admission, Answer, Answers
 from hv_node.levels.calls import FLOOR_MASK
 from hv_node.levels.carried import CARRY
 from hv_node.levels.notices import notice
-<<<<<<< HEAD
 from hv_node.levels.paths import ITSELF, Path, absolute
-from hv_node.levels.remote import BACK_SHIFT, Form, PayloadError, execute_query, execute_send
-=======
-from hv_node.levels.paths import Path, absolute
 from hv_node.levels.remote import (
     BACK_SHIFT,
     Form,
@@ -29,7 +25,6 @@ from hv_node.levels.remote import (
     pack_failures,
     unpack_batch,
 )
->>>>>>> main
 
 if TYPE_CHECKING:
     from hv_node.levels.level import Level
