@@ -101,7 +101,7 @@ def _stolen(root: Node, known: dict[str, Machine]) -> Generator[Found, None, dic
             place = (*location, "argo", "mode")
             possible = [door for door in doors_at(parent.personality) if not has_own_call(parent.personality, door)]
             hint = f"add one to the doors of {parent.name}: doors: [{', '.join((*parent.doors, *possible[:1]))}]"
-            words = f"{show(parent.name)} offers no door that it could take: its own call goes to the nearest hypervisor"
+            words = f"{show(parent.name)} offers no door that it could take: its own call goes to who is nearest"
             yield place, at(mode.mark, place, words, hint=hint)
     return found
 

@@ -22,7 +22,7 @@ from hmx.errno import Errno
 from hmx.memory import FAULT, GuestMemory
 from hmx.trap import FrameFlag
 from hv_node.argo.register import delete_ring
-from hv_node.domain import Domain
+from hv_node.domain import Domain, DomainState
 from hv_node.effects import PENDING
 from hv_node.levels.answers import Answer
 from hv_node.levels.options import Death
@@ -119,6 +119,8 @@ class Carrier:
             if cmd == Op.SENDV and ret >= 0:
                 self._level.host.message_sent(domid, ret)
             if waiting:
+                if ret < 0 and cmd != Op.SENDV:
+                    ret -= 1 << 64  # the same in the register, and not mistaken for a sendv's, which is zero-extended
                 self._level.settle(token, domid, ret)
             else:
                 found.append(ret)
@@ -218,7 +220,7 @@ class Wards:
             raise ValueError(f"guest {plain(name)!r} of {child!r} has memory here already")
         if (child, name) in self._dead:
             raise ValueError(f"guest {name!r} of {child!r} is dead")
-        domain = self._level.guest(child) if plan.mode == FORWARD else self._create(plan, plain(name), memory)
+        domain = self._alive(child) if plan.mode == FORWARD else self._create(plan, plain(name), memory)
         if domain is None:
             raise ValueError(f"there is no domain for guest {name!r} of {child!r}")
         ward = self._wards[child, name] = Ward(child, name, memory, domain)
@@ -233,6 +235,11 @@ class Wards:
                 found = self._run(ward, op, answer)
                 if found is not None:
                     answer(found)
+
+    def _alive(self, child: str) -> Domain | None:
+        """The domain that `child` is in its present life."""
+        found = (each for each in self._level.guests() if each.name == child and each.state is DomainState.ALIVE)
+        return next(found, None)
 
     def _create(self, plan: WardPlan, name: str, memory: GuestMemory) -> Domain | None:
         """A domain for it: the planned id in its first life, then one that nobody had."""
@@ -273,6 +280,7 @@ class Wards:
     def _run(self, ward: Ward, op: CarriedOp, answer: Callable[[Answer], None]) -> Answer | None:
         if op.cmd == PRESENT:
             return Answer(0)
+        self._level.counters.carried += 1
         token = CarriedCall(ward, answer)
         ward.pending[token] = None
         ret = self._own(ward, op, token) if ward.domain.memory is ward.memory else self._shared(ward, op, token)

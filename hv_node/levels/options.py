@@ -87,6 +87,7 @@ class LevelCounters:
     posted: int = 0
     posted_lost: int = 0
     malformed: int = 0
+    carried: int = 0  # operations of guests of a nested hypervisor that are served here
     delivered: int = 0  # messages from elsewhere that lie in rings of guests here
     delivered_bytes: int = 0
 

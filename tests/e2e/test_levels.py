@@ -190,7 +190,7 @@ MODES = """
 name: levels
 hypervisors:
   hv0: {{doors: [hypercall, msr], argo: {{mac-permissive: true, linger: 300ms}}}}
-  hv1: {{parent: hv0, personality: kvm, argo: {{mode: {mode}, linger: 300ms}}}}
+  hv1: {{parent: hv0, personality: kvm, restart: {restart}, argo: {{mode: {mode}, linger: 300ms}}}}
 guests:
   outer: {{on: hv0, memory: 16MiB, program: 'peers:takes'}}
   inner: {{on: hv1, memory: 16MiB, program: 'peers:takes'}}
@@ -203,7 +203,7 @@ guests:
 def test_guests_whose_argo_the_parent_serves_are_killed(rig: Rig, mode: str) -> None:
     """A guest's rings are gone, its id too if it had one, its neighbour lives; then its hypervisor, all with it."""
     rig.program(PEERS, "peers.py")
-    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime)))
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="never")))
     assert done.returncode == 0, done.stderr
     for name in ("down", "up"):
         wait_until(lambda name=name: rig.sent(name) > 5, WITHIN)  # type: ignore[misc]
@@ -225,13 +225,29 @@ def test_guests_whose_argo_the_parent_serves_are_killed(rig: Rig, mode: str) -> 
 def test_the_hypervisor_of_guests_that_the_parent_serves_is_killed(rig: Rig, mode: str) -> None:
     """While they are at it: for their peers they are dead, then gone."""
     rig.program(PEERS, "peers.py")
-    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime)))
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="never")))
     assert done.returncode == 0, done.stderr
     wait_until(lambda: rig.sent("down") > 5, WITHIN)
     os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
     wait_until(lambda: words(rig, "down")[-2:] == ["Connection refused", "No such process"], WITHIN)
     wait_until(lambda: {rig.node(name)["state"] for name in ("inner", "up")} <= {"failed", "died"}, WITHIN)
     assert rig.node("outer")["state"] == "ready"
+    down(rig)
+
+
+@pytest.mark.parametrize("mode", ["forward", "steal"])
+def test_the_hypervisor_of_guests_that_the_parent_serves_comes_again(rig: Rig, mode: str) -> None:
+    """It lends the memory of its guests' second lives, and they reach out again."""
+    rig.program(PEERS, "peers.py")
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="on-failure")))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: rig.sent("up") > 5, WITHIN)
+    os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
+    wait_until(lambda: (rig.node("hv1")["restarts"], rig.node("hv1")["state"]) == (1, "ready"), 2 * WITHIN)
+    wait_until(lambda: rig.node("up")["state"] == "ready", 2 * WITHIN)
+    again = rig.sent("up")
+    wait_until(lambda: rig.sent("up") != again, WITHIN)
+    assert words(rig, "up")[-1] == "ok"
     down(rig)
 
 

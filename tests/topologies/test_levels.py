@@ -67,7 +67,7 @@ def test_hypervisors_that_nothing_connects_know_nothing_of_each_other() -> None:
 
 
 def test_a_nested_hypervisor_is_a_domain_of_its_parent() -> None:
-    """A vCPU for each of those inside, room for its rings; the memory of guests that the parent serves is lent apart."""
+    """A vCPU for each of those inside, room for its rings; what guests lend whom the parent serves is not in it."""
     topology = lab()
     assert levels.nested_domain(topology, "hv1", 2) == DomainConfig("hv1", 2, 4 << 20, 3, nested=True)
     forwarding = {**LAB["hypervisors"], "hv2": {"parent": "hv1", "argo": {"mode": "forward"}}}
@@ -91,7 +91,7 @@ MODES: dict[str, Any] = {
 
 
 def test_guests_whose_argo_the_parent_serves_are_the_parent_s() -> None:
-    """Stolen: a domain of the parent with the id of its proxy elsewhere.  Forwarded: all are their hypervisor's domain."""
+    """Stolen: domains of the parent, with the ids that they have elsewhere.  Forwarded: their hypervisor's domain."""
     topology = Topology.model_validate(MODES | {"policy": {"module": "firewall", "labels": {"s1": "s_t", "f1": "f_t"}}})
     first = PROXY_FIRST
     assert [levels.guest_path(topology, name) for name in ("s1", "f1", "f2", "o1")] == [

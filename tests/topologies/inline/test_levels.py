@@ -122,6 +122,16 @@ def test_guests_whose_argo_the_parent_serves(tmp_path: Path, way: tuple[str, str
             assert level(outcome, name)["sends"] == level(outcome, name)["executed"] == 0, "it implements nothing"
 
 
+@pytest.mark.parametrize("to", ["hv0", "own", "forward", "far"])
+def test_a_stolen_guest_s_implicit_destination(tmp_path: Path, to: str) -> None:
+    """The slots of such a guest are at the hypervisor that serves it (argo.md 24.5)."""
+    text = MODES.format(at="steal", to=to, personality="xen")
+    text = text.replace("to: receiver,", "service: file,") + "destinations: [{from: sender, service: file, to: receiver}]"
+    outcome, _ = run(tmp_path, text, 2)
+    assert outcome.code == ExitCode.OK, outcome.reasons
+    assert node(outcome, "sender").result["sha256"] == node(outcome, "receiver").result["sha256"]
+
+
 @pytest.mark.parametrize("personality", ["xen", "acrn", "uxen"])
 def test_an_l1_of_any_personality_is_bypassed(tmp_path: Path, personality: str) -> None:
     """Its guests are interrupted as it does it, by an event channel, a line or a vector."""
