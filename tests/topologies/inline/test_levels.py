@@ -126,7 +126,8 @@ def test_guests_whose_argo_the_parent_serves(tmp_path: Path, way: tuple[str, str
 def test_a_stolen_guest_s_implicit_destination(tmp_path: Path, to: str) -> None:
     """The slots of such a guest are at the hypervisor that serves it (argo.md 24.5)."""
     text = MODES.format(at="steal", to=to, personality="xen")
-    text = text.replace("to: receiver,", "service: file,") + "destinations: [{from: sender, service: file, to: receiver}]"
+    text = text.replace("to: receiver,", "service: file,")
+    text += "destinations: [{from: sender, service: file, to: receiver}]"
     outcome, _ = run(tmp_path, text, 2)
     assert outcome.code == ExitCode.OK, outcome.reasons
     assert node(outcome, "sender").result["sha256"] == node(outcome, "receiver").result["sha256"]
