@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
 from broker.envelope import Envelope
 from broker.frames import Lane
+from hmx.attach import Loan
+from hmx.memory import GuestMemory
 from hmx.trap import Arch
 from hv_node.argo.options import parse_options
 from hv_node.config import DomainConfig, HypervisorConfig
@@ -113,7 +115,7 @@ class Node:
 
         def up() -> None:
             joint.above(ascent)
-            self._say(["ready"])
+            joint.when_served(lambda: self._say(["ready"]))
 
         def lost(words: str) -> None:
             if not self._stopping:
@@ -294,6 +296,18 @@ class Node:
         self._lobby.tick(now)
 
     # -- domains ----
+
+    def domain_created(self, config: DomainConfig, ram_fd: int) -> None:
+        """There is a domain: one whose Argo our parent serves needs its memory there."""
+        if self.ascent is not None and self.joint is not None:
+            for domid, name in self.joint.lending():
+                if domid == config.domid:
+                    self.ascent.lend(Loan(name, domid, config.memory), ram_fd)
+
+    def domain_lent(self, config: DomainConfig, loan: Loan, memory: GuestMemory) -> None:
+        """The nested hypervisor in that domain lends a guest's memory.  ValueError: it may not."""
+        assert self.joint is not None
+        self.joint.lent(config, loan.name, memory)
 
     def domain_attached(self, config: DomainConfig, hvm: Hvm) -> None:
         """Somebody lives there now."""

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-from hmx.attach import AttachError, Request
+from hmx.attach import AttachError, Loan, Request
+from hmx.memory import GuestMemory, MappedMemory
 from hv_node import attach
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.hvm import Hvm, Vcpu
@@ -50,6 +51,12 @@ class Owner(Protocol):
 
     def report(self, code: str, *fields: Any) -> None:
         """Something that the lab wants to know."""
+
+    def domain_created(self, config: DomainConfig, ram_fd: int) -> None:
+        """There is a domain, with that file as its memory."""
+
+    def domain_lent(self, config: DomainConfig, loan: Loan, memory: GuestMemory) -> None:
+        """The nested hypervisor in that domain lends a guest's memory.  ValueError: it may not."""
 
     def domain_attached(self, config: DomainConfig, hvm: Hvm) -> None:
         """Somebody lives there now."""
@@ -96,6 +103,7 @@ class Roster:
         for vcpu, bell_in, bell_out in zip(hvm.vcpus, backing.bells_in, backing.bells_out, strict=True):
             self.bells[vcpu] = bell_out
             self._owner.watch(bell_in, select.EPOLLIN | select.EPOLLET, partial(self._owner.wake, vcpu))
+        self._owner.domain_created(config, backing.ram_fd)
 
     def grant(self, guest: str, token: bytes) -> None:
         """The broker lets `guest` attach with `token`."""
@@ -120,9 +128,28 @@ class Roster:
             raise AttachError(f"hypervisor {self._config.name!r} has no domain for a guest {name!r}")
         attach.hand_over(connection, backing, self._core.personality.arch)
         self.attached[name] = connection
-        self._owner.watch(connection.fileno(), select.EPOLLIN, lambda: self.gone(name))
+        self._owner.watch(connection.fileno(), select.EPOLLIN, lambda: self._heard(name))
         self._owner.domain_attached(backing.config, hvm)
         self._owner.report("attached", name, backing.config.domid)
+
+    def _heard(self, name: str) -> None:
+        """The attach connection ended, or says something: what a nested hypervisor lends, if we serve its guests."""
+        config, connection = self.backings[name].config, self.attached[name]
+        if not config.nested or config.mode == "own":
+            self.gone(name)
+            return
+        try:
+            found = attach.read_loan(connection)
+            if found is not None:
+                loan, ram = found
+                self._owner.domain_lent(config, loan, MappedMemory(ram))
+                return
+        except BlockingIOError:
+            return
+        except (AttachError, ValueError, OSError) as error:
+            self._owner.report("loan-refused", name, str(error))
+            attach.say_no(connection, str(error))
+        self.gone(name)
 
     def _come_again(self, name: str) -> None:
         """A nested hypervisor that died is there again: a fresh domain for it."""

@@ -115,7 +115,6 @@ def test_defaults() -> None:
 
 # What this version offers; section, key, values ("": the key may not be written at all).
 OFFERED = (
-    ("hypervisor", "argo.mode", "own"),
     ("guest", "devices", ""),
 )
 
@@ -179,7 +178,7 @@ def test_the_json_schema_never_refuses_what_validate_accepts() -> None:
 # Cases of the corpus whose only errors are references, rules between keys, or numbers deep in arguments.
 BEYOND_A_SCHEMA = """
 argument-unknown check-twice check-unknown-guest empty-sections empty-topology kind-and-group-unknown
-kind-in-defaults levels-in-defaults name-of-sockets policy-wrong
+kind-in-defaults later-nesting levels-in-defaults name-of-sockets policy-wrong
 name-reserved name-twice-across-sections no-hypervisors node-empty on-in-defaults on-missing on-names-a-guest
 on-unknown-hypervisor peer-out-of-reach peer-unknown program-in-kinds program-missing program-unknown-builtin
 with-unfit-numbers with-unfit-numbers-inherited
