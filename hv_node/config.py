@@ -22,6 +22,7 @@ class DomainConfig:
         label: Its security label, "" for none.
         implicit_only: True for a domain that reaches others through its slots only.
         nested: True for a domain that is a hypervisor itself.
+        remote: True for a domain whose guest runs on another host and attaches through the broker (experimental).
     """
 
     name: str
@@ -34,6 +35,7 @@ class DomainConfig:
     label: str = ""
     implicit_only: bool = False
     nested: bool = False
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ survives a round trip through JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -238,7 +239,10 @@ def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tup
     """The domains of a hypervisor: its guests, then the hypervisors on it."""
     keys = topology.hypervisors[hypervisor]
     guests = tuple(
-        _domain(guest, domid, keys, topology.guests[guest], levels.label_of(topology, guest))
+        dataclasses.replace(
+            _domain(guest, domid, keys, topology.guests[guest], levels.label_of(topology, guest)),
+            remote=levels.is_away(topology, guest),
+        )
         for guest, domid in domids.items()
     )
     return guests + tuple(
