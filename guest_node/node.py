@@ -108,6 +108,8 @@ class Shell:
             case ["nobody" | "busy", self.config.hypervisor, ["attach", _]]:
                 # It has not joined the broker that was restarted, or not yet.
                 self.loop.call_later(ASK_AGAIN_S, self._ask)
+            case ["told", "agent", ["hypervisor-gone"]] if self._end is not None:
+                self._end.lost("its process ended")
             case ["told", "agent", ["peer", str(name), int(domid)]]:
                 self.peers[name] = domid
             case _:

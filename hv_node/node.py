@@ -98,7 +98,8 @@ class Node:
                 self.ascent = self._ascend(self.joint)
             else:
                 self._fabric = self._join_fabric(self.joint)
-        self.link.member.on_welcome = self._welcome
+        if is_joined(config) or any(domain.remote for domain in config.domains):
+            self.link.member.on_welcome = self._welcome
 
     def _welcome(self, _epoch: int) -> None:
         """The broker let us in, the first one or another: what was under way in the last session may be lost."""
