@@ -101,6 +101,7 @@ class ZmqLink:
         self.member = Member(Identity(kind, name, token, os.getpid() if pid is None else pid), epoch)
         self._pumping = False
         self._full = False  # the socket refused a frame of the last flush
+        self._busy = True  # what the last look at EVENTS showed
         self._beats = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -166,6 +167,8 @@ class ZmqLink:
         """Send what is ready now.  True: input is waiting that the descriptor will not announce again."""
         if self._pumping or self._socket.closed:  # in a callback: the pump around it flushes
             return False
+        if not self.member.unsent:
+            return self._busy  # the socket is as it was when it was looked at last
         self._send(time.monotonic_ns())
         return self._more()
 
@@ -202,7 +205,8 @@ class ZmqLink:
     def _more(self) -> bool:
         """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
         events = int(self._socket.getsockopt(zmq.EVENTS))
-        return bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+        self._busy = bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+        return self._busy
 
     def _transmit(self, parts: Sequence[bytes]) -> SendResult:
         try:

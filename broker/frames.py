@@ -250,10 +250,8 @@ def parse_frame(parts: Sequence[bytes | memoryview]) -> Frame:
     if len(head) != HEADER.size:
         raise FrameError(Reason.SHORT, len(head), HEADER.size)
     header = Header._make(HEADER.unpack(head))
-    limits = _REGULAR.get(header[:5]) if not (header.flags or header.zero) and 0 < header.records <= MAX_RECORDS else None
-    if limits is not None:
-        rule = _RECORDS
-    else:
+    rule, limits = _RECORDS, _REGULAR.get(header[:5])
+    if limits is None or header.flags or header.zero or not 0 < header.records <= MAX_RECORDS:
         rule, limits = _check_header(header)
     if len(body) > MAX_FRAME:
         raise FrameError(Reason.BODY_SIZE, len(body), f"at most {MAX_FRAME}")

@@ -175,6 +175,11 @@ class Member:
             self._move(MemberStimulus.HELLO)
         return result
 
+    @property
+    def unsent(self) -> bool:
+        """Whether a flush has something to try."""
+        return self.state is not MemberState.JOINED or self._session.unsent
+
     def _hello_due(self, now_ns: int) -> bool:
         if self._hello_ns is None:
             return True

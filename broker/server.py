@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket as sockets
 import stat
 import sys
@@ -224,23 +225,25 @@ class Server:
 
     def serve(self) -> None:
         """Route until the core is told to shut down, by the agent or by :meth:`stop`, and nodes know of it."""
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._zap, zmq.POLLIN)
-        wake = self._wake_in.fileno()
-        poller.register(wake, zmq.POLLIN)
+        # zmq.Poller would look at every socket several times a turn; their descriptors say when to look.
+        poller = select.poll()
+        router, zap_fd, wake = (int(self._router.getsockopt(zmq.FD)), int(self._zap.getsockopt(zmq.FD)),
+                                self._wake_in.fileno())  # fmt: skip
+        for fd in (router, zap_fd, wake):
+            poller.register(fd, select.POLLIN)
+        busy = True  # the router has, or may have, what its descriptor does not announce
         tick_ns = time.monotonic_ns()
         self.core.on_tick(tick_ns)
         leave_ns: int | None = None
         while leave_ns is None or not (self.core.settled or tick_ns >= leave_ns):
             now_ns = time.monotonic_ns()
             due_ns = min(tick_ns + TICK_NS, self.core.next_deadline() or tick_ns + TICK_NS)
-            wait_ms = max(0, due_ns - now_ns + 999_999) // 1_000_000
-            ready = [what for what, _ in poller.poll(wait_ms)]
+            wait_ms = 0 if busy else max(0, due_ns - now_ns + 999_999) // 1_000_000
+            ready = [fd for fd, _ in poller.poll(wait_ms)]
             if wake in ready:
                 self._drain_wake()
             now_ns = time.monotonic_ns()
-            if self._zap in ready:
+            if zap_fd in ready:
                 self._let_in()
             self._receive(now_ns)
             if (self.core.next_deadline() or now_ns + 1) <= now_ns:
@@ -251,6 +254,8 @@ class Server:
             if self._stop:
                 self.core.shutdown()
             self.core.flush()
+            # ZMQ_FD is edge-triggered: what came while we received and sent is seen here or never.
+            busy = bool(int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
             if self.core.stopping and leave_ns is None:
                 leave_ns = now_ns + FAREWELL_NS
 

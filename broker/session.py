@@ -187,6 +187,17 @@ class Session:
                 self.frames_out += 1
         return SendResult.SENT
 
+    @property
+    def unsent(self) -> bool:
+        """Whether a flush has something to try."""
+        if self._held is not None:
+            return True
+        for end in self._lanes.values():
+            state = end.state
+            if end.queue or end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
+                return True
+        return False
+
     def probe(self, send: Send) -> SendResult:
         """Send something harmless, to learn whether the transport still reaches the peer."""
         if self._held is None:

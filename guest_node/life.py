@@ -74,7 +74,11 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
         return _raised(error, world)
     found = {**kernel.probe.report(), "notification": kernel.interrupts.mode, "said": kernel.interrupts.said}
     if kernel.firmware is not None:
-        found["firmware"] = {"policy": kernel.firmware.policy.name.lower(), "vectors": list(kernel.firmware.vectors)}
+        found["firmware"] = {
+            "policy": kernel.firmware.policy.name.lower(),
+            "vectors": list(kernel.firmware.vectors),
+            "services": [list(offer) for offer in kernel.firmware.services],
+        }
     world.tell(["event", "probe", json.dumps(found)])
     if kernel.interrupts.said:
         world.log(kernel.interrupts.said)

@@ -211,6 +211,19 @@ def slot(topology: Topology, holder: str, number: int, row: Destination) -> Slot
     )
 
 
+def offers(topology: Topology, guest: str) -> tuple[tuple[str, int, int], ...]:
+    """The services that the patch panel has for `guest`: name, base port, and how many instances follow each other."""
+    ports = sorted({(row.service, port_of(row.service, row.instance))
+                    for row in topology.destinations if row.from_ == guest and row.service})  # fmt: skip
+    found: list[tuple[str, int, int]] = []
+    for name, port in ports:
+        if found and found[-1][0] == name and sum(found[-1][1:]) == port:
+            found[-1] = (name, found[-1][1], found[-1][2] + 1)
+        else:
+            found.append((name, port, 1))
+    return tuple(found)
+
+
 def policy(keys: Policy | None) -> PolicyConfig | None:
     """The lab's policy as its hypervisors are told."""
     if keys is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -65,11 +66,14 @@ def resolved(topology: Topology) -> dict[str, object]:
 
     Only what this version serves is in it, and nothing that has been merged already.
     """
-    data: dict[str, object] = topology.model_dump(mode="json", by_alias=True)
+    data: dict[str, dict[str, Any]] = topology.model_dump(mode="json", by_alias=True)
+    for keys in data["guests"].values():
+        if (home := topology.hypervisors.get(keys["on"])) is not None and home.arch != "x86_64":
+            del keys["apic"]  # there it may not be written
     return _without_later(data, ())
 
 
-def _without_later(data: dict[str, object], location: Location) -> dict[str, object]:
+def _without_later(data: Mapping[str, object], location: Location) -> dict[str, object]:
     kept: dict[str, object] = {}
     for key, value in data.items():
         place = (*location, key)
@@ -78,8 +82,16 @@ def _without_later(data: dict[str, object], location: Location) -> dict[str, obj
         unwritten = value in ("", None) and field_at(place) is not None  # "" is the name of nothing
         if merged or unwritten or (row is not None and not row.available):
             continue
-        kept[key] = _without_later(value, place) if isinstance(value, dict) else value
+        kept[key] = _kept(value, place)
     return kept
+
+
+def _kept(value: object, place: Location) -> object:
+    if isinstance(value, dict):
+        return _without_later(value, place)
+    if isinstance(value, list):
+        return [_kept(item, (*place, index)) for index, item in enumerate(value)]
+    return value
 
 
 def _within(location: Location, barred: set[Location]) -> bool:

@@ -8,7 +8,6 @@ survives a round trip through JSON.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from hv_node.config import DomainConfig, HypervisorConfig
 from topologies import levels
 from topologies.codec import decode, encode
 from topologies.load import resolved
-from topologies.schema import Guest, Hypervisor, Topology
+from topologies.schema import Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
 CONTROL_DOMID: Final = 0
@@ -238,32 +237,27 @@ def node_seed(seed: int, name: str) -> int:
 def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tuple[DomainConfig, ...]:
     """The domains of a hypervisor: its guests, then the hypervisors on it."""
     keys = topology.hypervisors[hypervisor]
-    guests = tuple(
-        dataclasses.replace(
-            _domain(guest, domid, keys, topology.guests[guest], levels.label_of(topology, guest)),
-            remote=levels.is_away(topology, guest),
-        )
-        for guest, domid in domids.items()
-    )
+    guests = tuple(_domain(topology, guest, domid, keys) for guest, domid in domids.items())
     return guests + tuple(
         levels.nested_domain(topology, child, FIRST_DOMID + len(domids) + number)
         for number, child in enumerate(levels.children_of(topology, hypervisor))
     )
 
 
-def _domain(name: str, domid: int, hypervisor: Hypervisor, guest: Guest, label: str) -> DomainConfig:
+def _domain(topology: Topology, name: str, domid: int, hypervisor: Hypervisor) -> DomainConfig:
     """One domain, with the firmware that its hypervisor gives it."""
-    blob = b""
+    guest, blob = topology.guests[name], b""
     if hypervisor.firmware != "none":
         from topologies.firmware.plan import firmware_of  # its builders are for labs that have firmware
 
         blob = firmware_of(
             hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], hypervisor.doors,
-            hypervisor.notifications, guest.memory, guest.vcpus,
+            hypervisor.notifications, guest.memory, guest.vcpus, levels.offers(topology, name),
         )  # fmt: skip
     return DomainConfig(
         name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,
-        storage=tuple(guest.storage), label=label, implicit_only=guest.implicit_only,
+        storage=tuple(guest.storage), label=levels.label_of(topology, name), implicit_only=guest.implicit_only,
+        remote=levels.is_away(topology, name),
     )  # fmt: skip
 
 

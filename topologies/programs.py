@@ -42,7 +42,7 @@ BUILTINS: Final = (
     Builtin("file-receive", ("port", "service", "instance", "output", "ring", "from"), (), ("from",)),
     Builtin("door-report", ("to", "port", "count", "size", "burst", "ring", "within"), ("to",), ("to",)),
     Builtin("door-peer", ("port", "sessions", "ring", "from"), (), ("from",)),
-    Builtin("v4v-store", ("serves", "blocks", "ring"), ("serves",), ()),
+    Builtin("v4v-store", ("serves", "blocks", "ring", "over", "disks", "sessions"), ("serves",), ()),
     Builtin("v4v-disk", ("count", "blocks", "ring", "within"), (), ()),
 )
 

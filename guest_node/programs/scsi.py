@@ -42,6 +42,7 @@ class Sense(NamedTuple):
     source: str
 
 
+NOT_READY: Final = Sense(0x2, 0x04, "SPC-4 4.5.6: logical unit not ready, cause not reportable")
 ILLEGAL_OPCODE: Final = Sense(0x5, 0x20, "SPC-4 4.5.6: invalid command operation code")
 ILLEGAL_ADDRESS: Final = Sense(0x5, 0x21, "SPC-4 4.5.6: logical block address out of range")
 ILLEGAL_FIELD: Final = Sense(0x5, 0x24, "SPC-4 4.5.6: invalid field in CDB")

@@ -47,6 +47,7 @@ class Operation:
     anybody: bool = False  # the answer may come from elsewhere: the request is passed on
     after: Operation | None = None  # it is not sent before this one is settled
     posted: bool = False  # nobody is trapped: repeated until its far end is answered or dead
+    close: Callable[[Operation], None] | None = None  # it still takes messages: to be called before the first copy
     ret: int | None = None
     reply: bytes = b""
     copies: int = 0
@@ -139,6 +140,9 @@ class Calls:
 
     def copy(self, op: Operation) -> Envelope:
         """The next copy of an operation, to be handed over with `handed`."""
+        if op.close is not None:
+            op.close(op)
+            op.close = None
         op.copies += 1
         return op.envelope._replace(cookie=op.copies << FLOOR_BITS | self.floor(op))
 

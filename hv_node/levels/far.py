@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from broker.envelope import Envelope, EnvelopeKind
 from hmx.argo.abi import VIRQ_ARGO, Op
@@ -14,7 +15,15 @@ from hv_node.levels.answers import Admission, Answer, Answers
 from hv_node.levels.calls import FLOOR_MASK
 from hv_node.levels.notices import notice
 from hv_node.levels.paths import Path, absolute
-from hv_node.levels.remote import BACK_SHIFT, Form, PayloadError, execute_query, execute_send
+from hv_node.levels.remote import (
+    BACK_SHIFT,
+    Form,
+    PayloadError,
+    execute_query,
+    execute_send,
+    pack_failures,
+    unpack_batch,
+)
 
 if TYPE_CHECKING:
     from hv_node.levels.level import Level
@@ -33,11 +42,43 @@ _NOTICES: Final = {
 }
 
 
-class _Held(NamedTuple):
-    """A posted message for which its ring has no room."""
+class _Held:
+    """Posted messages that travelled together, of which the ring has no room for all."""
 
-    envelope: Envelope
-    payload: bytes
+    __slots__ = ("done", "envelope", "failures", "messages")
+
+    def __init__(self, envelope: Envelope, payload: bytes) -> None:
+        """PayloadError: it makes no sense."""
+        self.envelope = envelope
+        self.messages = unpack_batch(payload) if envelope.ret & Form.BATCH else [payload]
+        self.done = 0
+        self.failures: list[tuple[int, int]] = []
+
+    def run(self, execute: Callable[[Envelope, bytes], int]) -> bool:
+        """Execute what is left, in order, until one finds no room.  Whether all are done."""
+        for message in self.messages[self.done :]:
+            ret = execute(self.envelope, message)
+            if ret in _NO_ROOM:
+                return False
+            self._note(ret)
+        return True
+
+    def refuse(self, ret: int) -> None:
+        """What is left will not be executed."""
+        while self.done < len(self.messages):
+            self._note(ret)
+
+    def _note(self, ret: int) -> None:
+        if ret < 0:
+            self.failures.append((self.done, ret))
+        self.done += 1
+
+    @property
+    def answer(self) -> Answer:
+        """What they are answered when all are done."""
+        if self.envelope.ret & Form.BATCH:
+            return Answer(0, pack_failures(self.failures))
+        return Answer(self.failures[0][1] if self.failures else len(self.messages[0]))
 
 
 class Far:
@@ -147,12 +188,12 @@ class Far:
             self.answers.withdrawn(origin, envelope.origin_epoch, seq)
             self._level.notice(envelope, notice("no room on the way"))
             return None
+        posted = _Held(envelope, payload)
         if held is None:
-            ret = self._run(source, guest, envelope, payload)
-            if ret not in _NO_ROOM:
-                return Answer(ret)
+            if posted.run(partial(self._run, source, guest)):
+                return posted.answer
             held = self._held[key] = deque()
-        held.append(_Held(envelope, payload))
+        held.append(posted)
         return None
 
     def retry(self, domid: int | None = None) -> None:
@@ -162,17 +203,16 @@ class Far:
             held = self._held[key]
             source, guest = level.domains.lookup(key[0]), level.guest(key[1])
             while held:
-                envelope, payload = held[0]
+                posted = held[0]
+                envelope = posted.envelope
                 path = absolute(envelope.src_path)
                 stale = self.answers.stale(path[:-1], envelope.origin_epoch)
                 if source is None or source.argo is None or guest is None or stale:
-                    ret = _GONE.ret
-                else:
-                    ret = self._run(source, guest, envelope, payload)
-                    if ret in _NO_ROOM:
-                        break
+                    posted.refuse(_GONE.ret)
+                elif not posted.run(partial(self._run, source, guest)):
+                    break
                 held.popleft()
-                self._done(path, envelope, Answer(ret))
+                self._done(path, envelope, posted.answer)
             else:
                 self._held.pop(key, None)
 
@@ -181,14 +221,15 @@ class Far:
         for key, held in list(self._held.items()):
             for one in [one for one in held if unwanted(absolute(one.envelope.src_path), one.envelope)]:
                 held.remove(one)
-                self._done(absolute(one.envelope.src_path), one.envelope, Answer(REFUSED))
+                one.refuse(REFUSED)
+                self._done(absolute(one.envelope.src_path), one.envelope, one.answer)
             if not held:
                 self._held.pop(key, None)
 
     @property
     def held(self) -> int:
         """Posted messages that wait for room."""
-        return sum(map(len, self._held.values()))
+        return sum(len(one.messages) - one.done for held in self._held.values() for one in held)
 
     def on_timer(self, now_ns: int) -> None:
         """Look again at what is held."""

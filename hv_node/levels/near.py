@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from broker.envelope import EnvelopeKind
 from hmx.argo.abi import VIRQ_ARGO, Op
@@ -12,10 +13,20 @@ from hv_node.argo.notify import Entries, QueryAnswer, QueryEntry
 from hv_node.domain import Domain
 from hv_node.effects import PENDING
 from hv_node.levels.calls import Operation
-from hv_node.levels.options import Death
+from hv_node.levels.options import POSTED_BYTES, Death
 from hv_node.levels.paths import ITSELF, Path
 from hv_node.levels.proxies import RemoteEnd
-from hv_node.levels.remote import BACK_SHIFT, Form, pack_message, pack_query, unpack_answers
+from hv_node.levels.remote import (
+    BACK_SHIFT,
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    Form,
+    pack_batch,
+    pack_message,
+    pack_query,
+    unpack_answers,
+    unpack_failures,
+)
 
 if TYPE_CHECKING:
     from hv_node.levels.level import Level
@@ -23,12 +34,44 @@ if TYPE_CHECKING:
 _NO_CREDIT: Final = -int(Errno.EAGAIN)
 
 
+class _Flow(NamedTuple):
+    """From a guest's port to one elsewhere, messages of one type."""
+
+    caller: int
+    proxy: int
+    src_port: int
+    dst_port: int
+    message_type: int
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Posted messages of one flow that travel as one operation.  While an earlier one is unsettled it waits for more:
+    until that is answered, it is full, or anything else goes the same way.
+    """
+
+    flow: _Flow
+    op: Operation
+    messages: list[bytes]
+    size: int
+
+    def close(self, op: Operation) -> None:
+        """The operation is about to be sent: from now on it is what it is."""
+        if len(self.messages) > 1:
+            op.payload = pack_batch(self.messages)
+            envelope = op.envelope
+            op.envelope = envelope._replace(length=len(op.payload), ret=envelope.ret | Form.BATCH)
+
+
 @dataclass(slots=True)
 class _PostedLink:
     """Messages posted to one far hypervisor."""
 
     open: int = 0
-    last: int = 0  # number of the latest one
+    bytes: int = 0  # of those
+    last: int = 0  # number of the latest operation
+    batch: _Batch | None = None  # the latest, while it takes more messages
+    unsettled: Counter[_Flow] = field(default_factory=Counter)  # operations by flow
     waiting: dict[int, None] = field(default_factory=dict)  # guests that found no credit
 
 
@@ -37,6 +80,7 @@ class Near:
 
     def __init__(self, level: Level) -> None:
         self._level = level
+        self._full = min(MAX_BATCH, max(1, level.options.posted_credit // 2))
         self._waking: dict[int, tuple[Operation, bool]] = {}
         self._posted: dict[Path, _PostedLink] = {}
         self._resets: dict[tuple[str, Path], Operation] = {}  # soft resets that the far side may not know
@@ -64,12 +108,16 @@ class Near:
             known = self._lost.pop((caller.domid, dst.domid, dst_port), None)
             if known is not None:
                 return known
-            if link.open >= level.options.posted_credit:
+            if link.open >= level.options.posted_credit or (link.open and link.bytes + size > POSTED_BYTES):
                 link.waiting[caller.domid] = None
                 return _NO_CREDIT
+            flow = _Flow(caller.domid, dst.domid, src_port, dst_port, message_type)
+            if self._append(link, flow, payload):
+                return size
             form = Form.POSTED
             if level.calls.find(link.last) is not None:
                 form |= (level.calls.next_seq - link.last) << BACK_SHIFT
+        self._behind(end.far)
         level.counters.sends += 1
         op = level.calls.begin(
             EnvelopeKind.SEND,
@@ -87,7 +135,7 @@ class Near:
         )
         self._begun(op, caller.domid)
         if link is not None:
-            return self._post(link, op, dst, size)
+            return self._post(link, op, flow, size)
         return self._wait(op, token, caller.domid)
 
     def send_up(
@@ -103,6 +151,7 @@ class Near:
         """A sendv whose destination the parent finds; it is never posted."""
         level = self._level
         parent = level.path[:-1]
+        self._behind(parent)
         form, _, payload = pack_message(caller, ctx, iovs)
         level.counters.sends += 1
         op = level.calls.begin(
@@ -142,28 +191,73 @@ class Near:
             return None
         return self._posted.setdefault(far, _PostedLink())
 
-    def _post(self, link: _PostedLink, op: Operation, dst: Domain, size: int) -> int:
+    def _append(self, link: _PostedLink, flow: _Flow, message: bytes) -> bool:
+        """Put a message into the batch that is open, if it is one of this flow with room."""
+        batch, level = link.batch, self._level
+        if batch is None or batch.flow != flow or batch.op.close is None or level.argo.through != Op.SENDV:
+            return False
+        if batch.size + len(message) > MAX_BATCH_BYTES:
+            return False
+        level.counters.sends += 1
+        level.counters.posted += 1
+        link.open += 1
+        link.bytes += len(message)
+        batch.messages.append(message)
+        batch.size += len(message)
+        if len(batch.messages) >= self._full:
+            self._close(link)
+        return True
+
+    def _close(self, link: _PostedLink) -> None:
+        """Send the batch that is open."""
+        batch, link.batch = link.batch, None
+        if batch is not None and batch.op.close is not None:
+            self._level.calls.send(batch.op)
+
+    def _behind(self, far: Path) -> None:
+        """Something else goes to `far`: not before what was posted there."""
+        link = self._posted.get(far)
+        if link is not None and link.batch is not None:
+            self._close(link)
+
+    def _post(self, link: _PostedLink, op: Operation, flow: _Flow, size: int) -> int:
         """The sender goes on at once."""
         level = self._level
         level.counters.posted += 1
         link.open += 1
+        link.bytes += size
         link.last = op.seq
         op.posted = True
-        key = (op.caller or 0, dst.domid, op.envelope.port_dst)
-        op.settled = lambda op: self._returned(link, op, key)
-        level.calls.send(op)
+        batch = _Batch(flow, op, [op.payload], size)
+        op.settled = lambda op: self._returned(link, op, batch)
+        link.unsettled[flow] += 1
+        small = 2 * size <= MAX_BATCH_BYTES and self._full > 1
+        if small and level.argo.through == Op.SENDV and link.unsettled[flow] > 1:
+            op.close = batch.close
+            link.batch = batch
+        else:
+            level.calls.send(op)
         return size
 
-    def _returned(self, link: _PostedLink, op: Operation, key: tuple[int, int, int]) -> None:
-        """A posted message was answered: there is credit again, and whoever waited for it is told as for room."""
-        level = self._level
-        link.open -= 1
+    def _returned(self, link: _PostedLink, op: Operation, batch: _Batch) -> None:
+        """Posted messages were answered: there is credit again, and whoever waited for it is told as for room."""
+        level, flow, count = self._level, batch.flow, len(batch.messages)
+        link.open -= count
+        link.bytes -= batch.size
+        link.unsettled[flow] -= 1
+        if not link.unsettled[flow]:
+            del link.unsettled[flow]
         assert op.ret is not None
-        if op.ret < 0:
+        key = flow.caller, flow.proxy, flow.dst_port
+        for ret in unpack_failures(op.ret, op.reply, count) if count > 1 or op.ret < 0 else ():
             level.counters.posted_lost += 1
-            level.host.event("posted-message-lost", *key, op.ret)
+            level.host.event("posted-message-lost", *key, ret)
             if level.guest_path(key[0]) is not None:
-                self._lost[key] = op.ret
+                self._lost[key] = ret
+        if link.batch is batch:
+            link.batch = None
+        elif link.batch is not None and link.batch.flow == flow:
+            self._close(link)
         waiting = list(link.waiting)
         link.waiting.clear()
         for domid in waiting:
@@ -174,6 +268,7 @@ class Near:
     def query(self, end: RemoteEnd, entries: Entries, targets: list[QueryEntry]) -> QueryAnswer | None:
         """Ask the far hypervisor about rings; None: `entries.answered` comes later."""
         level = self._level
+        self._behind(end.far)
         level.counters.queries += 1
         op = level.calls.begin(
             EnvelopeKind.QUERY,
@@ -244,6 +339,7 @@ class Near:
         after: Operation | None = None,
     ) -> Operation:
         level = self._level
+        self._behind(far)
         src_path = level.started(guest, far)
         made = level.calls.begin(kind, far, src_path, dst, level.label_by_name(guest), name.encode(), op=op)
         made.after = after

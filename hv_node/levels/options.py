@@ -14,7 +14,8 @@ from hv_node.levels.proxies import RemoteConfig
 
 LINK_TIMEOUT_NS = 5_000_000_000
 LINGER_NS = 500_000_000
-POSTED_CREDIT = 64
+POSTED_CREDIT = 256
+POSTED_BYTES = 1 << 24  # of one far hypervisor's posted messages; a single one may be larger
 
 
 class Host(Protocol):

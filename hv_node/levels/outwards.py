@@ -85,9 +85,12 @@ class Outwards:
                 self._ask(hypervisor[:-1], entries, entry._replace(port=port), found)
                 return
             target = self._level.proxies.current(path) if path else None
-            there = target is not None and target.argo is not None
-            if target is None or target.remote is None or not there or self._denied(entries.caller, target, port):
+            if target is None or target.remote is None or target.argo is None:
                 found(nobody)
+                return
+            denied = self._denied(entries.caller, target, port)
+            if denied:
+                found(nobody if denied == _NOT_THERE else QueryAnswer([], denied))
                 return
             answer = target.remote.query(entries, [entry._replace(target=target, port=port)])
             if answer is not None:

@@ -5,8 +5,11 @@ that holds what the envelope carried; so each check exists once, and the order o
 
 SEND: the payload is the message.  Where `ret` has Form.TABLE, the payload is: niov u32, then for each iov its length
 u32 and its pad u32, then the bytes before the first buffer that faults; the far side then finds what is wrong, when it
-comes to it.  QUERY: count of names u16; each name: length u8, bytes; then the structure of notify, in which a domid is
-the number of a name.  Its answer: for each entry that was answered, flags u16, max_message_size u32.
+comes to it.  With Form.BATCH the payload is several posted messages: their count u16, the length u32 of each, their
+bytes; its answer has, for each one that was refused, the index u16 and the result i32.
+
+QUERY: count of names u16; each name: length u8, bytes; then the structure of notify, in which a domid is the number of
+a name.  Its answer: for each entry that was answered, flags u16, max_message_size u32.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ _COUNT: Final = Struct("<I")
 _NAMES: Final = Struct("<H")
 _IOV: Final = Struct("<II")
 _ANSWER: Final = Struct("<HI")
+_FAILURE: Final = Struct("<Hi")
 _INVALID: Final = -int(Errno.EINVAL)
 
 
@@ -46,9 +50,12 @@ class Form(IntFlag):
 
     TABLE = 1  # the payload begins with the iovs
     POSTED = 2  # nobody waits: hold it while the ring is full, and keep the order
+    BATCH = 4  # with POSTED: several messages from one port to another, of one type
 
 
-BACK_SHIFT: Final = 2
+BACK_SHIFT: Final = 3
+MAX_BATCH: Final = 64  # messages
+MAX_BATCH_BYTES: Final = 32768
 
 
 class PayloadError(ValueError):
@@ -65,6 +72,45 @@ def pack_message(caller: Domain, ctx: int, iovs: tuple[int, ...]) -> tuple[int, 
         return 0, len(data), data
     table = [_IOV.pack(size, pad) for size, pad in zip(iovs[1::3], iovs[2::3], strict=True)]
     return Form.TABLE, 0, b"".join((_COUNT.pack(len(table)), *table, data))
+
+
+def pack_batch(messages: Sequence[bytes]) -> bytes:
+    """The payload of a SEND with several messages, at most MAX_BATCH."""
+    count = len(messages)
+    return struct.pack(f"<H{count}I", count, *map(len, messages)) + b"".join(messages)
+
+
+def unpack_batch(payload: bytes) -> list[bytes]:
+    """The messages of a SEND with several.  PayloadError: it makes no sense."""
+    try:
+        (count,) = _NAMES.unpack_from(payload)
+        if not 0 < count <= MAX_BATCH:
+            raise PayloadError(f"{count} messages")
+        lengths = struct.unpack_from(f"<{count}I", payload, _NAMES.size)
+    except struct.error as error:
+        raise PayloadError(str(error)) from error
+    at = _NAMES.size + 4 * count
+    if at + sum(lengths) != len(payload):
+        raise PayloadError(f"{sum(lengths)} bytes of messages in {len(payload) - at}")
+    messages = []
+    for length in lengths:
+        messages.append(payload[at : at + length])
+        at += length
+    return messages
+
+
+def pack_failures(failures: Sequence[tuple[int, int]]) -> bytes:
+    """What a batch is answered: (index, result) of each message that was refused."""
+    return b"".join(_FAILURE.pack(index, ret) for index, ret in failures)
+
+
+def unpack_failures(ret: int, reply: bytes, count: int) -> list[int]:
+    """Results of those of `count` messages that were refused: all, if the answer is a refusal or makes no sense."""
+    if ret < 0:
+        return [ret] * count
+    if len(reply) % _FAILURE.size or len(reply) > count * _FAILURE.size:
+        return [-int(Errno.EIO)] * count
+    return [result for _, result in _FAILURE.iter_unpack(reply)]
 
 
 class _Carried:

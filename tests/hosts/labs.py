@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -33,7 +33,9 @@ def alone(data: Mapping[str, Any]) -> dict[str, Any]:
     hypervisors = {name: {**keys} for name, keys in data["hypervisors"].items()}
     for keys in hypervisors.values():
         keys.pop("host", None)
-    return {key: value for key, value in data.items() if key != "hosts"} | {"hypervisors": hypervisors}
+    guests = {name: {key: value for key, value in keys.items() if key != "host"} for name, keys in data["guests"].items()}
+    rest = {key: value for key, value in data.items() if key != "hosts"}
+    return {**rest, "hypervisors": hypervisors, "guests": guests}
 
 
 def over_ssh(data: Mapping[str, Any], homes: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -55,9 +57,9 @@ def over_ssh(data: Mapping[str, Any], homes: Mapping[str, str] | None = None) ->
 class Ran:
     """A lab that ran to a good end: its outcome, and its nodes by name."""
 
-    def __init__(self, rig: Rig, data: Mapping[str, Any], deadline: float = DEADLINE) -> None:
+    def __init__(self, rig: Rig, data: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
         file = rig.topology(json.dumps(data), f"{data['name']}.yaml")
-        done = finish(rig.start("run", file, "--format", "json"), deadline)
+        done = finish(rig.start("run", *arguments, file, "--format", "json"), DEADLINE)
         assert done.stdout, done.stderr
         self.outcome = json.loads(done.stdout)
         assert done.returncode == 0, self.outcome["reasons"]

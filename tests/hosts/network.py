@@ -120,6 +120,11 @@ class Machine:
                     found[pid] = words.strip()
         return {pid: words for pid, words in found.items() if words}
 
+    def signal(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process here, and to none elsewhere."""
+        assert pid in self.pids()
+        os.kill(pid, number)
+
     def kill(self) -> None:
         """The machine dies: every process of it at once, the sshd too, and its cable is pulled."""
         self.cut()

@@ -116,7 +116,7 @@ PROGRAMS = (
     ("file-receive", "", "port service instance output ring from"),
     ("door-report", "to", "to port count size burst ring within"),
     ("door-peer", "", "port sessions ring from"),
-    ("v4v-store", "serves", "serves blocks ring"),
+    ("v4v-store", "serves", "serves blocks ring over disks sessions"),
     ("v4v-disk", "", "count blocks ring within"),
 )
 

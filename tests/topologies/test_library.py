@@ -9,7 +9,7 @@ import pytest
 
 from topologies import yaml12
 from topologies.json_schema import json_schema
-from topologies.load import load, resolved
+from topologies.load import load, loads, resolved
 from topologies.marks import plain
 from topologies.plan import Places, Plan, plan
 from topologies.programs import builtin_of
@@ -36,6 +36,8 @@ def test_every_shipped_topology_is_sound(path: Path) -> None:
     assert root is not None
     jsonschema.Draft202012Validator(json_schema()).validate(plain(root))
     jsonschema.Draft202012Validator(json_schema()).validate(resolved(topology))
+    again = loads(yaml12.dump(resolved(topology)))
+    assert resolved(again) == resolved(topology), "it is read again by `argosy connect`"
     made = plan(topology, Places(str(LIBRARY), "/run/x", "/run/s"), seed=1)
     assert Plan.from_json(made.to_json()) == made
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from hmx import arm_map
 from hmx.doors import COST_OF, convention, ranked
-from hmx.firmware import ArgoDevice, Door, VectorPolicy
+from hmx.firmware import ArgoDevice, Door, Offer, VectorPolicy
 from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch, Kind
 from topologies.firmware import acpi, devicetree
@@ -17,24 +17,36 @@ SUGGESTED_VECTORS: Final = (0xD1, 0xC1)  # in two classes, above the devices' an
 
 
 def firmware_of(
-    kind: str, personality: str, arch: Arch, doors: Sequence[str], notifications: Sequence[str], memory: int, vcpus: int
+    kind: str,
+    personality: str,
+    arch: Arch,
+    doors: Sequence[str],
+    notifications: Sequence[str],
+    memory: int,
+    vcpus: int,
+    services: Sequence[tuple[str, int, int]] = (),
 ) -> bytes:
-    """The bytes that lie at FIRMWARE_BASE: `kind` acpi or devicetree; nothing for none."""
+    """The bytes that lie at FIRMWARE_BASE: `kind` acpi or devicetree; nothing for none.
+
+    `services`: those that the toolstack has connected, as name, base port and count of instances.
+    """
     if kind == "none":
         return b""
-    machine = _machine(personality, arch, doors, notifications, memory, vcpus)
+    machine = _machine(personality, arch, doors, notifications, memory, vcpus, services)
     return devicetree.build(machine) if kind == "devicetree" else acpi.build(machine, FIRMWARE_BASE).data
 
 
 def _machine(
-    personality: str, arch: Arch, doors: Sequence[str], notifications: Sequence[str], memory: int, vcpus: int
-) -> Machine:
+    personality: str, arch: Arch, doors: Sequence[str], notifications: Sequence[str], memory: int, vcpus: int,
+    services: Sequence[tuple[str, int, int]],
+) -> Machine:  # fmt: skip
     arm = arch is Arch.AARCH64
     argo = ArgoDevice(
         doors=tuple(_door(name, arch) for name in ranked(arch) if name in doors and (name, arch) in COST_OF),
         policy=VectorPolicy.SUGGESTED,
         vectors=(arm_map.PER_CPU_INTID,) if arm else SUGGESTED_VECTORS,
         notifications=tuple(notifications),
+        services=tuple(Offer(*service) for service in services),
         mmio=convention("mmio", arch, speaks="").selector if "mmio" in doors else None,
     )
     return Machine(

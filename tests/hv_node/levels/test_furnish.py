@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,11 +32,14 @@ from tests.hv_node.levels.test_level import call, register, send
 ECHO = 7  # where every guest listens
 STORAGE = 0xD0000
 GONE, REFUSED, DENIED = -Errno.ESRCH, -Errno.ECONNREFUSED, -Errno.EACCES
-A, B, N = ("a",), ("b",), ("a", "n")
-APP, STORE, OTHER, FAR, DEEP = 1, 2, 3, 4, 5
-GUESTS = {(*A, "app"): APP, (*A, "store"): STORE, (*A, "other"): OTHER, (*B, "far"): FAR, (*N, "deep"): DEEP}
-NESTED = 9  # domain of n on a
-DELEGABLE = True
+A, B, N, M = ("a",), ("b",), ("a", "n"), ("a", "n", "m")
+APP, STORE, OTHER, FAR, DEEP, CORE = 1, 2, 3, 4, 5, 6
+GUESTS = {
+    (*A, "app"): APP, (*A, "store"): STORE, (*A, "other"): OTHER, (*B, "far"): FAR, (*N, "deep"): DEEP,
+    (*M, "core"): CORE,
+}  # fmt: skip
+NESTED = 9  # domain of n on a, and of m on n
+INSIDE = {A: "n", N: "m"}
 
 
 def slot(holder: str, to: Path, number: int = 0, port: int = STORAGE, to_port: int | None = ECHO, **more: Any) -> Any:
@@ -54,44 +58,46 @@ def labelled(found: LevelOptions) -> LevelOptions:
 
 
 class House:
-    """Three hypervisors: a with app, store, other, and with n (deep) inside; b with far.  Each is furnished."""
+    """a with app, store, other and n; n with deep and m; m with core; b with far.  Each hypervisor is furnished."""
 
     def __init__(
         self,
         *slots: SlotConfig,
         confined: tuple[str, ...] = (),
         policy: PolicyConfig | None = None,
-        held: bool = False,
+        posted: bool = False,
     ) -> None:
-        self.lab = Lab([A, B, N], guests=GUESTS, options=labelled)
+        def options(found: LevelOptions) -> LevelOptions:
+            return replace(labelled(found), posted=frozenset({B}) if posted else frozenset())
+
+        self.lab = Lab([A, B, N, M], guests=GUESTS, options=options)
         self.furniture: dict[Path, Furniture] = {}
         self.orders: dict[Path, Orders] = {}
         self.said: list[tuple[Path, int, str]] = []
-        node = self.lab.nodes[A]
-        domain = Domain(NESTED, MappedMemory(bytearray(PAGE_SIZE)), name="n", nested=True)
-        node.domains.create(domain)
-        node.argo.domain_init(domain)
-        node.level.domain_created(domain)
+        for path, name in INSIDE.items():
+            node = self.lab.nodes[path]
+            domain = Domain(NESTED, MappedMemory(bytearray(PAGE_SIZE)), name=name, nested=True)
+            node.domains.create(domain)
+            node.argo.domain_init(domain)
+            node.level.domain_created(domain)
         for path, node in self.lab.nodes.items():
             config = self.config(path, slots, confined, policy)
             self.furniture[path] = Furniture(config, node.level, DummyXsm())
-            self.orders[path] = Orders(
-                self.furniture[path], lambda number, words, path=path: self.said.append((path, number, words))
-            )
+            self.orders[path] = Orders(self.furniture[path], partial(self._say, path))
             for domain in node.domains:
                 if domain.remote is None and not domain.nested:
                     assert register(node, domain.domid) == 0
-        if held:
-            for wire in self.lab.wires.values():
-                wire.held = True
+
+    def _say(self, path: Path, number: int, words: str) -> None:
+        self.said.append((path, number, words))
 
     def config(self, path: Path, slots: tuple[SlotConfig, ...], confined: tuple[str, ...], policy: Any) -> Any:
         own = [(guest[-1], domid) for guest, domid in GUESTS.items() if guest[:-1] == path]
         domains = [
             DomainConfig(name, domid, 4096, 1, label=f"{name}_t", implicit_only=name in confined) for name, domid in own
         ]
-        if path == A:
-            domains.append(DomainConfig("n", NESTED, 4096, 1, nested=True))
+        if path in INSIDE:
+            domains.append(DomainConfig(INSIDE[path], NESTED, 4096, 1, nested=True))
         names = {domain.name for domain in domains}
         remotes = tuple(RemoteConfig(p[-1], d, p, f"{p[-1]}_t") for p, d in GUESTS.items() if p[:-1] != path)
         return HypervisorConfig(
@@ -180,9 +186,6 @@ class House:
             self.lab.settle()
 
 
-PLACES = [("a", STORE), ("b", FAR), ("n", DEEP)]
-
-
 @pytest.mark.parametrize("target", [STORE, FAR, DEEP])
 def test_a_service_wherever_it_is(target: int) -> None:
     """The same port, the same words: beside, on another host, inside a nested hypervisor."""
@@ -208,6 +211,19 @@ def test_up(target: int) -> None:
     assert bare.query(DEEP, (STORAGE, DOMID_ANY)) == [0]
     far = House(slot("far", (), to_port=None))
     assert far.send(FAR) == GONE  # nothing is around b
+
+
+def test_up_and_up() -> None:
+    """Two hypervisors leave it to the next one; a message, and a question about room, find whoever is meant."""
+    house = House(
+        slot("core", (), to_port=None), slot("m", (), port=STORAGE, to_port=STORAGE + 1),
+        slot("n", (*B, "far"), port=STORAGE + 1), confined=("core",),
+    )  # fmt: skip
+    assert house.query(CORE, (STORAGE, DOMID_ANY))[0] & 1
+    assert house.arrives(CORE, FAR)
+    assert house.disconnect(N, "m") == [""]
+    assert house.query(CORE, (STORAGE, DOMID_ANY)) == [0]
+    assert house.send(CORE) == GONE
 
 
 def test_up_ends_with_either_slot() -> None:
@@ -250,7 +266,7 @@ def test_connect_and_disconnect() -> None:
     assert house.connect(A, slot("app", (*A, "store"), -1)) == [""]
     assert house.arrives(APP, STORE)
     assert house.connect(A, slot("app", (*A, "store"), -1)) == ["", ""]
-    assert len(house.furniture[A].inspect()["slots"]) == 1
+    assert [row["slot"] for row in house.furniture[A].inspect()["slots"]] == ["a/app#0x0"]
     assert house.connect(A, slot("app", (*B, "far"), -1), 3) == [""]  # in its place
     assert house.arrives(APP, FAR)
     assert house.disconnect(A, "app") == [""]
@@ -323,6 +339,18 @@ def test_a_revocation_waits_for_what_is_under_way() -> None:
     house.lab.settle()
     house.furniture[A].turn(house.lab.now)
     assert (house.words(A, 6), house.got(FAR)) == ([""], [])
+
+
+def test_a_revocation_ends_what_was_posted() -> None:
+    """What waits for room at the far side is refused there; what others posted stays."""
+    house = House(slot("app", (*B, "far")), slot("other", (*B, "far")), posted=True)
+    assert [house.send(sender) for sender in (APP, APP, APP, APP, OTHER)] == [5] * 5
+    far = house.lab.nodes[B].level.far
+    before = far.held
+    assert before > 1
+    assert house.disconnect(A, "app") == [""]
+    assert far.held == 1
+    assert [sender for sender, _ in house.got(FAR)] == [APP] * (5 - before)
 
 
 def test_a_revocation_outlives_a_lost_link() -> None:
@@ -410,7 +438,7 @@ def test_a_chain_over_three_hypervisors_answers_late() -> None:
     assert waits > 6
     house.lab.settle()
     assert house.send(DEEP) == GONE
-    assert [furniture.errands.open for furniture in house.furniture.values()] == [0, 0, 0]
+    assert [furniture.errands.open for furniture in house.furniture.values()] == [0] * 4
 
 
 def test_an_unknown_outcome_of_passing_on_is_undone() -> None:
@@ -519,6 +547,41 @@ def test_the_level_on_the_way_decides_too() -> None:
     RING_DATA_ENT.pack_into(node.ram[DEEP], 0x4000 + RING_DATA.size, ECHO, FAR, 0, 0, 0, 5, 0)
     ret = call(node, DEEP, 4, 0x4000, token="q")
     assert (node.completed["q"] if ret is PENDING else ret) == DENIED
+
+
+def test_a_repeat_that_is_refused_on_the_way() -> None:
+    """The first copy is past the level that forbids the second: nobody knows what became of it."""
+    house = House(policy=rules(("deep_t", "far_t")))
+    deep = house.node(DEEP)
+    house.hold()
+    assert send(deep, DEEP, FAR, token="t", port=ECHO) is PENDING
+    assert house.lab.wires[N, A].step()
+    house.furniture[A].judge_by(rules(("x", "y")))
+    for now in (1, 700_000_000):
+        deep.level.on_timer(now)
+    assert house.lab.wires[N, A].step()
+    assert house.lab.wires[A, N].step()
+    assert deep.completed["t"] == -Errno.EIO
+
+
+def test_a_question_upwards_is_judged_at_home_too() -> None:
+    """What n's own policy denies stops notify with that errno, though a allows it."""
+    rows = slot("deep", (), to_port=None), slot("n", (*A, "store"))
+    house = House(*rows, policy=rules(("deep_t", "store_t")))
+    assert house.query(DEEP, (STORAGE, DOMID_ANY))[0] & 1
+    house.furniture[N].judge_by(rules(("x", "y")))
+    ret = call(house.node(DEEP), DEEP, 4, 0x4000, token="q")
+    assert (house.node(DEEP).completed["q"] if ret is PENDING else ret) == DENIED
+    assert house.furniture[A].inspect()["policy"]["denied"] == 0
+
+
+def test_the_dead_are_forgotten() -> None:
+    """Nobody answers them."""
+    house = House(policy=rules(("app_t", "store_t")))
+    assert house.send(APP, STORE, ECHO) == 5
+    assert house.furniture[A].inspect()["policy"]["flows"] == 1
+    house.lab.nodes[A].kill(APP)
+    assert house.furniture[A].inspect()["policy"]["flows"] == 0
 
 
 def test_a_policy_comes_and_changes_live() -> None:

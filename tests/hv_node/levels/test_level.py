@@ -427,6 +427,22 @@ def test_an_origin_of_an_older_epoch_is_fenced() -> None:
     assert tx(b, Y) == before and b.level.far.answers.fenced == 1
 
 
+def test_an_origin_for_whose_answers_there_is_no_room_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not told that its operation is being executed: it asks again, and gets its result once there is room."""
+    monkeypatch.setattr("hv_node.levels.answers.MAX_ORIGINS", 0)
+    _, a, b = two()
+    answered: list[int] = []
+    arrive = a.level.on_envelope
+
+    def watch(child: str | None, envelope: Envelope, payload: bytes, now_ns: int) -> bool:
+        answered.append(envelope.ret)
+        return arrive(child, envelope, payload, now_ns)
+
+    monkeypatch.setattr(a.level, "on_envelope", watch)
+    assert send(a, X, Y) is PENDING
+    assert answered == [-Errno.EAGAIN] and tx(b, Y) == 0
+
+
 def test_soft_reset_is_told() -> None:
     """The guest's waits elsewhere go, and the rings that only it could fill; it lives on."""
     _, a, b = two()

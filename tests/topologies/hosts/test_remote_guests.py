@@ -193,7 +193,7 @@ def test_the_broker_is_restarted_in_the_middle(rig: Rig) -> None:
     """Twice, during a transfer each way: no byte is lost, doubled or wrong, and both programs end well."""
     size = 6 << 20
     rig.program(STALLING, "stalling.py")
-    keys = {"bytes": size, "ring": 65536, "stall": 0.02}
+    keys: dict[str, Any] = {"bytes": size, "ring": 65536, "stall": 0.02}
     guests = guest("there", "stalling:receive", "far", **keys) + guest("here", "stalling:receive", **keys)
     guests += guest("to-there", "stalling:send", to="there", **keys)
     guests += guest("from-there", "stalling:send", "far", to="here", **keys)
@@ -203,6 +203,7 @@ def test_the_broker_is_restarted_in_the_middle(rig: Rig) -> None:
     wait_until(lambda: {rig.node(name)["state"] for name in names} == {"ready"})
     for life in (0, 1):
         wait_until(lambda: (rig.node("broker")["restarts"], rig.node("broker")["state"]) == (life, "ready"))  # noqa: B023
+        assert {rig.node(name)["state"] for name in names} & {"ready"}  # it is in the middle
         os.kill(rig.node("broker")["pid"], signal.SIGKILL)
     done = finish(process, 60)
     assert done.returncode == 0, done.stderr
@@ -213,6 +214,21 @@ def test_the_broker_is_restarted_in_the_middle(rig: Rig) -> None:
         assert told[0]["sha256"] == told[1]["sha256"]
         assert told[1]["bytes"] == size
     rig.wait_for_nothing()
+
+
+def test_on_every_level(rig: Rig) -> None:
+    """Of a nested hypervisor on the first host, and of one beyond the fabric: a transfer between two remote guests."""
+    rig.program(STALLING, "stalling.py")
+    keys: dict[str, Any] = {"bytes": SIZE, "ring": 65536, "stall": 0.02}
+    hypervisors = "  l1: {parent: hv0, personality: kvm, argo: {mac-permissive: true}}\n"
+    hypervisors += "  hv2: {host: far, arch: aarch64, argo: {mac-permissive: true}}\nlinks:\n  - {between: [hv0, hv2]}\n"
+    guests = guest("deep", "stalling:send", "far", to="wide", **keys).replace("on: hv0", "on: l1")
+    guests += guest("wide", "stalling:receive", "near", **keys).replace("on: hv0", "on: hv2")
+    checks = "".join(f"  - {{guest: {name}, expect: {{exit: 0}}, within: 40s}}\n" for name in ("deep", "wide"))
+    text = two(guests, more=f"checks:\n{checks}").replace("guests:\n", f"{hypervisors}guests:\n", 1)
+    nodes = outcome_of(rig, rig.topology(text))
+    assert {nodes["deep"]["host"], nodes["hv2"]["host"]} == {"far"}
+    assert nodes["deep"]["result"]["sha256"] == nodes["wide"]["result"]["sha256"]
 
 
 def test_the_attach_socket_is_not_its_way(rig: Rig, tmp_path: Path) -> None:
