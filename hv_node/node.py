@@ -86,8 +86,8 @@ class Node:
         self._deaf_ns = 0  # spent on frames since the descriptors were looked at: who rings meanwhile is not heard
         self._stopping = False
         self._link_busy = False
-        self._mirrored = False  # something was said to a guest on another host, and has not left
         self.failure = ""
+        self._mirrored = False  # something was said to a guest on another host, and has not left
         link.on_record = self._on_record
         self.joint: Joint | None = None
         self.ascent: Ascent | None = None
@@ -310,9 +310,9 @@ class Node:
         """The link's descriptor moved; the look that follows every poll does the work."""
 
     def _tick(self, now: float) -> None:
-        self.link.heartbeat()
         for remote in self.roster.remotes():
             remote.tick(time.monotonic_ns())
+        self.link.heartbeat()
         self._link_busy = self.link.flush()
         self._lobby.tick(now)
 

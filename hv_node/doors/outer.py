@@ -75,6 +75,11 @@ class Outer:
 
     # -- what handlers call ----
 
+    @staticmethod
+    def hides_domid(_domid: int) -> bool:
+        """This guest has no domain id at this level; leaves that hold one are not served."""
+        return True
+
     def hypercall(self, call: Call, number: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
         """Xen's hypercalls act on the domain that calls: this guest is none of them, but for Argo's."""
         if number == Hypercall.ARGO_OP and self.own_call is not None:

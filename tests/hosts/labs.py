@@ -31,9 +31,9 @@ def library(name: str) -> dict[str, Any]:
 def alone(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same without hosts."""
     hypervisors = {name: {**keys} for name, keys in data["hypervisors"].items()}
-    for keys in hypervisors.values():
+    guests = {name: {**keys} for name, keys in data["guests"].items()}
+    for keys in (*hypervisors.values(), *guests.values()):
         keys.pop("host", None)
-    guests = {name: {key: value for key, value in keys.items() if key != "host"} for name, keys in data["guests"].items()}
     rest = {key: value for key, value in data.items() if key != "hosts"}
     return {**rest, "hypervisors": hypervisors, "guests": guests}
 
