@@ -17,10 +17,9 @@ from broker.client import ZmqLink
 from broker.frames import Lane
 from guest_node.remote import RemoteEnd, request
 from hmx import mirror
-from hmx.attach import Request, pack_request, unpack_reply
+from hmx.attach import AttachError, Request, pack_request, unpack_reply
 from hmx.mirror import MessageKind
 from hmx.trap import Arch
-from hv_node.attach import AttachError
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.node import Node
 
