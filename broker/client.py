@@ -37,7 +37,11 @@ KEEPALIVE: Final = ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 1), (zmq.TC
                     (zmq.TCP_KEEPALIVE_CNT, 5), (zmq.TCP_MAXRT, 10_000), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS))  # fmt: skip
 """For tcp: a host that vanished is noticed within 6 to 10 s.  The kernel answers for a process that is stopped, which
 therefore keeps its connection, as ZMTP's own heartbeats would not let it."""
-_MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
+# Plain integers: operators of pyzmq's flags make objects.
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.DONTWAIT) | int(zmq.SNDMORE)
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
 LOOK_S: Final = 0.1
 """A blocking helper looks at least so often whether a hello is to be repeated."""
 
@@ -57,11 +61,12 @@ class JoinTimeout(TimeoutError):
 
 def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
     """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is none."""
-    parts = [socket.recv(zmq.DONTWAIT)]
-    while socket.getsockopt(zmq.RCVMORE):
-        part = socket.recv(zmq.DONTWAIT)
+    frame = socket.recv(_DONTWAIT, copy=False)  # it knows whether more follows; asking the socket costs as much again
+    parts = [frame.bytes]
+    while frame.more:
+        frame = socket.recv(_DONTWAIT, copy=False)
         if len(parts) < most:
-            parts.append(part)
+            parts.append(frame.bytes)
     return parts
 
 
@@ -73,7 +78,7 @@ def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
     send, last = socket.send, len(parts) - 1
     for part in parts[:last]:
         send(part, _MORE)
-    send(parts[last], zmq.DONTWAIT)
+    send(parts[last], _DONTWAIT)
 
 
 class ZmqLink:
@@ -205,7 +210,7 @@ class ZmqLink:
     def _more(self) -> bool:
         """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
         events = int(self._socket.getsockopt(zmq.EVENTS))
-        self._busy = bool(events & zmq.POLLIN) or (self._full and bool(events & zmq.POLLOUT))
+        self._busy = bool(events & _POLLIN) or (self._full and bool(events & _POLLOUT))
         return self._busy
 
     def _transmit(self, parts: Sequence[bytes]) -> SendResult:

@@ -200,7 +200,7 @@ _HEADER: Final = codec.array_header(len(FIELDS))
 
 def pack(envelope: Envelope, length: int, hops_left: int | None = None) -> tuple[bytes, bytes]:
     """The encoded bytes before and after the offset field, for a payload of `length` bytes; with other hops, if any."""
-    fields = envelope[:OFFSET_AT]
+    fields: tuple[object, ...] = envelope[:OFFSET_AT]
     if hops_left is not None:
         fields = (*fields[:HOPS_AT], hops_left, *fields[HOPS_AT + 1 :])
     head = _HEADER + codec.pack(fields)[1:]  # without the one byte that makes them an array

@@ -191,6 +191,13 @@ def pack_frame(
     return [pack_header(kind, lane, epoch, seq, ack, len(records)), codec.pack(list(records)), payload]
 
 
+def whole_bytes(buffer: Buffer) -> bytes:
+    """The buffer's bytes; not copied where it shows the whole of some."""
+    if type(buffer) is memoryview and type(buffer.obj) is bytes and buffer.nbytes == len(buffer.obj):
+        return buffer.obj
+    return bytes(buffer)
+
+
 _ONE_RECORD: Final = codec.array_header(1)
 _NO_OFFSET: Final = codec.pack(0)
 
@@ -202,7 +209,7 @@ def assemble(lane: Lane, epoch: int, seq: int, ack: int, packed: Sequence[Packed
         whole = _ONE_RECORD + only.head if only.tail is None else _ONE_RECORD + only.head + _NO_OFFSET + only.tail
         header = HEADER.pack(MAGIC, MAJOR, MINOR, FrameKind.RECORDS, lane, epoch, seq, ack, 1, 0, 0)
         data = b"" if only.tail is None else only.payload
-        return [header, whole, data if type(data) is bytes else bytes(data)]
+        return [header, whole, whole_bytes(data)]
     body = [codec.array_header(len(packed))]
     payload: list[Buffer] = []
     offset = 0

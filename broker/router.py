@@ -139,7 +139,8 @@ class RouterCore:
         while self._dirty:  # losing a peer is news for others
             ready, self._dirty = self._dirty, {}
             for name, node in ready.items():
-                result = self.flush_node(node) if node.live else SendResult.SENT
+                wanted = node.live and (node.session.unsent or node.missed or self.switch.waits(node))
+                result = self.flush_node(node) if wanted else SendResult.SENT
                 if result is SendResult.AGAIN:
                     self.counters["again"] += 1
                     blocked[name] = node

@@ -60,6 +60,8 @@ MAX_PATH: Final = 107
 MAX_HOSTS: Final = 4096
 """Connections whose host is remembered before those that nobody joined over are forgotten."""
 _SAME_HOST: Final = re.compile(r"(localhost)?(:\d+){3}")  # what ZeroMQ shows of an AF_UNIX peer: user, group, process
+_DONTWAIT: Final = int(zmq.DONTWAIT)  # operators of pyzmq's flags make objects
+_POLLIN: Final = int(zmq.POLLIN)
 LOG_FIRST: Final = 20
 LOG_EVERY: Final = 1000
 
@@ -111,15 +113,17 @@ def receive_parts(
     `meet` sees the first part of a message over a connection that is not `known`: with it come the connection's
     properties.  They are the same every time and cost a look, so once is enough.
     """
-    parts = [router.recv(zmq.DONTWAIT)]
-    if parts[0] not in known and router.getsockopt(zmq.RCVMORE):
-        frame = router.recv(zmq.DONTWAIT, copy=False)
-        meet(parts[0], frame)
-        parts.append(frame.bytes)
-    while router.getsockopt(zmq.RCVMORE):
-        part = router.recv(zmq.DONTWAIT)
+    receive = router.recv
+    frame = receive(_DONTWAIT, copy=False)  # it knows whether more follows; asking the socket costs as much again
+    parts = [frame.bytes]
+    new = parts[0] not in known
+    while frame.more:
+        frame = receive(_DONTWAIT, copy=False)
+        if new:
+            meet(parts[0], frame)
+            new = False
         if len(parts) < most:
-            parts.append(part)
+            parts.append(frame.bytes)
     return parts
 
 
@@ -255,7 +259,7 @@ class Server:
                 self.core.shutdown()
             self.core.flush()
             # ZMQ_FD is edge-triggered: what came while we received and sent is seen here or never.
-            busy = bool(int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+            busy = bool(int(self._router.getsockopt(zmq.EVENTS)) & _POLLIN)
             if self.core.stopping and leave_ns is None:
                 leave_ns = now_ns + FAREWELL_NS
 

@@ -217,6 +217,11 @@ class Switch:
                 self._break(source, target, outbox)
         self._hub.touch(target)
 
+    def waits(self, node: Node) -> bool:
+        """Whether anything waits for a node's credit."""
+        outbox = self._outboxes.get(node.name)
+        return outbox is not None and outbox.waits
+
     def pump(self, node: Node) -> bool:
         """Give a node's session what waits for it and has credit.  True: more would have, but for the session's
         bytes; pump again when these have left.

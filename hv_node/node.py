@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 0.5
 YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
-FABRIC_YIELDS: Final = 1  # the same where answers come from elsewhere: while we look at vCPUs nobody hears the link
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
 SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
 JOIN_S: Final = 10.0
@@ -85,7 +84,7 @@ class Node:
         self._parked: dict[Vcpu, None] = {}  # whose frames wait behind one that is pending
         self._deaf_ns = 0  # spent on frames since the descriptors were looked at: who rings meanwhile is not heard
         self._stopping = False
-        self._link_busy = False
+        self._link_busy = self._link_heard = False
         self.failure = ""
         self._mirrored = False  # something was said to a guest on another host, and has not left
         link.on_record = self._on_record
@@ -183,7 +182,7 @@ class Node:
                 if busy % POLL_EVERY and self._deaf_ns < SLICE_NS:
                     continue
                 timeout = 0.0
-            elif self._active and empty < (YIELDS if self._fabric is None else FABRIC_YIELDS):
+            elif self._active and empty < YIELDS and self._fabric is None:  # who yields does not hear the link
                 empty += 1
                 os.sched_yield()
                 continue
@@ -296,8 +295,10 @@ class Node:
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler()
-        # ZMQ_FD is edge-triggered: look at the link before every sleep, not only when it seems readable.
-        self._link_busy = self.link.pump()
+        # ZMQ_FD is edge-triggered: whatever was done with the link looked at it afterwards, and said if it was busy.
+        if self._link_heard or self._link_busy or not events:
+            self._link_heard = False
+            self._link_busy = self.link.pump()
         if self.joint is not None:
             self.joint.turn()
             if self._fabric is not None:
@@ -307,13 +308,15 @@ class Node:
         self._ship()  # an answer from elsewhere, or to what has arrived
 
     def _pump(self) -> None:
-        """The link's descriptor moved; the look that follows every poll does the work."""
+        """The link's descriptor moved; the look that follows the poll does the work."""
+        self._link_heard = True
 
     def _tick(self, now: float) -> None:
         for remote in self.roster.remotes():
             remote.tick(time.monotonic_ns())
         self.link.heartbeat()
-        self._link_busy = self.link.flush()
+        self._link_heard = True  # a hello may be due
+        self._link_busy |= self.link.flush()
         self._lobby.tick(now)
 
     # -- domains ----
@@ -345,6 +348,8 @@ class Node:
         if isinstance(record, Envelope):
             if self._fabric is not None and self.joint is not None:
                 self.joint.arrived(record, payload)
+                if self.core.bells:
+                    self._ring()  # who has work begins while we answer
             return
         match [*record]:
             case _ if self.ascent is not None and self.ascent.on_record(record):

@@ -109,7 +109,7 @@ class StreamConnection:
     def _control_failed(self, errno: int, waited: bool) -> None:
         core = self._core
         if core.state is State.CONNECTING and not waited:
-            self._refused = errno
+            self._refused = Errno.ECONNRESET if errno == Errno.EIO else errno
             core.step(Event.REFUSED)
         elif core.state is State.CONNECTING or core.state in _OPEN:
             core.step(Event.VANISHED)
@@ -138,8 +138,8 @@ class StreamConnection:
     async def send(self, data: Buffer) -> None:
         """Send all of `data`, waiting for room as often as needed.
 
-        Raises BrokenPipeError after the peer closed, ConnectionRefusedError when its ring vanished, OSError
-        with what else the hypervisor answers.
+        Raises BrokenPipeError after the peer closed, ConnectionRefusedError when its ring vanished,
+        ConnectionResetError when it is not known what arrived, OSError with what else the hypervisor answers.
         """
         view = memoryview(data).cast("B")
         async with self._lock:
@@ -188,8 +188,17 @@ class StreamConnection:
         return taken, errno
 
     def _send_failed(self, errno: int) -> None:
-        """The hypervisor refused a frame for good, or the wait for room was ended."""
+        """The hypervisor refused a frame for good, or the wait for room was ended.
+
+        -EIO means that nobody knows whether the frame arrived (experimental: a peer behind a link that broke).  Sent
+        again it could arrive twice, left away it could be missing: the connection is reset, and says nothing any more.
+        """
         core = self._core
+        if errno == Errno.EIO and not self._closing:
+            self._driver.look()  # what the peer sent before counts
+            self.fail(Errno.ECONNRESET)
+            if core.error:
+                raise error(Errno.ECONNRESET, f"stream to port {self.peer.port:#x} of domain {self.peer.domid}")
         if not self._closing:
             self._gone()
             if core.error:  # the peer vanished, it did not close
@@ -231,7 +240,12 @@ class StreamConnection:
 
     async def _learn_limit(self) -> None:
         """Cut frames to the peer's ring, and batches to what it can hold."""
-        answer = await self._driver.probe(self._core.peer)
+        try:
+            answer = await self._driver.probe(self._core.peer)
+        except OSError as problem:
+            if problem.errno == Errno.EIO:
+                self._send_failed(Errno.EIO)
+            raise
         self._probed = True
         if answer.flags & NotifyFlag.EXISTS:  # else the send will say what is wrong
             self._limit = frame_limit(answer.max_message_size)

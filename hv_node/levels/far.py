@@ -17,7 +17,8 @@ from hv_node.levels.notices import notice
 from hv_node.levels.paths import Path, absolute
 from hv_node.levels.remote import (
     BACK_SHIFT,
-    Form,
+    BATCH,
+    POSTED,
     PayloadError,
     execute_query,
     execute_send,
@@ -50,7 +51,7 @@ class _Held:
     def __init__(self, envelope: Envelope, payload: bytes) -> None:
         """PayloadError: it makes no sense."""
         self.envelope = envelope
-        self.messages = unpack_batch(payload) if envelope.ret & Form.BATCH else [payload]
+        self.messages = unpack_batch(payload) if envelope.ret & BATCH else [payload]
         self.done = 0
         self.failures: list[tuple[int, int]] = []
 
@@ -76,7 +77,7 @@ class _Held:
     @property
     def answer(self) -> Answer:
         """What they are answered when all are done."""
-        if self.envelope.ret & Form.BATCH:
+        if self.envelope.ret & BATCH:
             return Answer(0, pack_failures(self.failures))
         return Answer(self.failures[0][1] if self.failures else len(self.messages[0]))
 
@@ -146,7 +147,7 @@ class Far:
         guest = level.guest(str(envelope.dst[-1]))
         if source is None or guest is None:
             return _GONE
-        if not envelope.ret & Form.POSTED:
+        if not envelope.ret & POSTED:
             return Answer(self._run(source, guest, envelope, payload))
         return self._posted(path, source, guest, envelope, payload)
 

@@ -18,9 +18,10 @@ from hv_node.levels.paths import ITSELF, Path
 from hv_node.levels.proxies import RemoteEnd
 from hv_node.levels.remote import (
     BACK_SHIFT,
+    BATCH,
     MAX_BATCH,
     MAX_BATCH_BYTES,
-    Form,
+    POSTED,
     pack_batch,
     pack_message,
     pack_query,
@@ -60,7 +61,7 @@ class _Batch:
         if len(self.messages) > 1:
             op.payload = pack_batch(self.messages)
             envelope = op.envelope
-            op.envelope = envelope._replace(length=len(op.payload), ret=envelope.ret | Form.BATCH)
+            op.envelope = envelope._replace(length=len(op.payload), ret=envelope.ret | BATCH)
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class Near:
         form, size, payload = pack_message(caller, ctx, iovs)
         link = self._posted_link(end.far) if not form else None
         if link is not None:
-            known = self._lost.pop((caller.domid, dst.domid, dst_port), None)
+            known = self._lost.pop((caller.domid, dst.domid, dst_port), None) if self._lost else None
             if known is not None:
                 return known
             if link.open >= level.options.posted_credit or (link.open and link.bytes + size > POSTED_BYTES):
@@ -114,7 +115,7 @@ class Near:
             flow = _Flow(caller.domid, dst.domid, src_port, dst_port, message_type)
             if self._append(link, flow, payload):
                 return size
-            form = Form.POSTED
+            form = POSTED
             if level.calls.find(link.last) is not None:
                 form |= (level.calls.next_seq - link.last) << BACK_SHIFT
         self._behind(end.far)
@@ -130,7 +131,7 @@ class Near:
             port_src=src_port,
             port_dst=dst_port,
             msg_type=message_type,
-            ret=int(form),
+            ret=form,
             caller=caller.domid,
         )
         self._begun(op, caller.domid)
@@ -165,7 +166,7 @@ class Near:
             port_src=src_port,
             port_dst=port,
             msg_type=message_type,
-            ret=int(form),
+            ret=form,
             caller=caller.domid,
             anybody=True,
         )
@@ -189,7 +190,10 @@ class Near:
     def _posted_link(self, far: Path) -> _PostedLink | None:
         if far not in self._level.options.posted:
             return None
-        return self._posted.setdefault(far, _PostedLink())
+        link = self._posted.get(far)
+        if link is None:
+            link = self._posted[far] = _PostedLink()
+        return link
 
     def _append(self, link: _PostedLink, flow: _Flow, message: bytes) -> bool:
         """Put a message into the batch that is open, if it is one of this flow with room."""

@@ -53,6 +53,9 @@ class Form(IntFlag):
     BATCH = 4  # with POSTED: several messages from one port to another, of one type
 
 
+TABLE: Final = int(Form.TABLE)  # operators of flags make objects, which costs more than a message
+POSTED: Final = int(Form.POSTED)
+BATCH: Final = int(Form.BATCH)
 BACK_SHIFT: Final = 3
 MAX_BATCH: Final = 64  # messages
 MAX_BATCH_BYTES: Final = 32768
@@ -71,7 +74,7 @@ def pack_message(caller: Domain, ctx: int, iovs: tuple[int, ...]) -> tuple[int, 
     if regular:
         return 0, len(data), data
     table = [_IOV.pack(size, pad) for size, pad in zip(iovs[1::3], iovs[2::3], strict=True)]
-    return Form.TABLE, 0, b"".join((_COUNT.pack(len(table)), *table, data))
+    return TABLE, 0, b"".join((_COUNT.pack(len(table)), *table, data))
 
 
 def pack_batch(messages: Sequence[bytes]) -> bytes:
@@ -130,7 +133,7 @@ class _Carried:
 
 def _iovs(form: int, payload: bytes) -> tuple[tuple[int, ...], memoryview]:
     data = memoryview(payload)
-    if not form & Form.TABLE:
+    if not form & TABLE:
         return (0, len(data), 0), data
     try:
         (count,) = _COUNT.unpack_from(data)

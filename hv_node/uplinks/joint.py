@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from broker.envelope import Envelope
+from broker.frames import whole_bytes
 from hmx.errno import Errno
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.domain import Domain
@@ -80,7 +81,7 @@ class Joint:
 
     def arrived(self, envelope: Envelope, payload: Any) -> None:
         """An envelope from above."""
-        self.level.on_envelope(None, envelope, bytes(payload), self._clock())
+        self.level.on_envelope(None, envelope, whole_bytes(payload), self._clock())
 
     def peer(self, name: str, state: str) -> None:
         """The fabric says of another L0 that it is up, down or dead."""

@@ -110,13 +110,13 @@ class Reluctant:
         self.answers = [zmq.Again()]
         self.sent = 0
 
-    def recv(self, _flags: int) -> bytes:
+    def recv(self, _flags: int, copy: bool = True) -> bytes:
         raise zmq.Again
 
     def send(self, _part: object, flags: int) -> None:
         if self.answers:
             raise self.answers.pop()
-        self.sent += not flags & zmq.SNDMORE
+        self.sent += not flags & int(zmq.SNDMORE)
 
     def getsockopt(self, _option: int) -> int:
         return zmq.POLLOUT

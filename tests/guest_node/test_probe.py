@@ -79,12 +79,7 @@ def simulate(main: object) -> None:
         runner.run(main)  # type: ignore[arg-type]
 
 
-CASES = [
-    (row.name, row.arch, cpu, door)
-    for row in NAMED
-    for cpu in CPUS_OF[row.arch]
-    for door in possible_doors(row)
-]
+CASES = [(row.name, row.arch, cpu, door) for row in NAMED for cpu in CPUS_OF[row.arch] for door in possible_doors(row)]
 
 
 @pytest.mark.parametrize(("personality", "arch", "cpu", "door"), CASES)

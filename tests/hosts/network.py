@@ -120,6 +120,10 @@ class Machine:
                     found[pid] = words.strip()
         return {pid: words for pid, words in found.items() if words}
 
+    def nodes(self) -> list[str]:
+        """What of a lab runs here."""
+        return [words for words in self.processes().values() if "topologies" in words or "multiprocess" in words]
+
     def signal(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process here, and to none elsewhere."""
         assert pid in self.pids()

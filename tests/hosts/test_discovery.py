@@ -113,19 +113,26 @@ def lab(directory: Path) -> dict[str, Any]:
 
 
 class Discovery:
-    """The lab, up."""
+    """The lab, up; `spread`: over three hosts.  What its guests write down is in `directory`."""
 
-    def __init__(self, rig: HostsRig) -> None:
+    def __init__(self, rig: HostsRig, directory: Path, spread: bool) -> None:
         self.rig = rig
+        self.directory = directory
+        self.spread = spread
 
     def change(self, *words: str) -> None:
         """Change the patch panel, live."""
         done = self.rig.run(*words)
         assert done.returncode == 0, done.stderr
 
+    def lines(self, name: str) -> list[str]:
+        """Each change that a watcher has seen."""
+        file = self.directory / f"seen-{name}"
+        return file.read_text().splitlines() if file.exists() else []
+
     def seen(self, name: str) -> dict[str, str]:
         """What a watcher has found at last."""
-        lines = self.rig.seen(name)
+        lines = self.lines(name)
         found: dict[str, str] = json.loads(lines[-1]) if lines else {"nothing": "yet"}
         return found
 
@@ -135,21 +142,25 @@ class Discovery:
         try:
             wait_until(lambda: self.seen(name) == wanted, WITHIN)
         except AssertionError:
-            raise AssertionError(f"{name} sees {self.rig.seen(name)[-3:]}, not {wanted}") from None
+            raise AssertionError(f"{name} sees {self.lines(name)[-3:]}, not {wanted}") from None
 
     def unplug(self, name: str, unplugged: bool = True) -> None:
         """Take a back end's rings away, or give them back."""
-        file = self.rig.runtime / f"unplugged-{name}"
+        file = self.directory / f"unplugged-{name}"
         file.touch() if unplugged else file.unlink()
 
 
-@pytest.fixture(scope="module")
-def up(world: HostsRig) -> Iterator[Discovery]:
+@pytest.fixture(scope="module", params=["three hosts", "one machine"])
+def up(world: HostsRig, request: pytest.FixtureRequest) -> Iterator[Discovery]:
     """One lab for all paths; the tests change different rows of its patch panel."""
     shutil.copy(PROGRAMS / "discovery.py", world.topologies / "discovery.py")
-    done = world.run("up", "-d", world.topology(json.dumps(over_ssh(lab(world.runtime)))))
+    spread = request.param == "three hosts"
+    directory = world.runtime / ("spread" if spread else "alone")
+    directory.mkdir()
+    data = lab(directory)
+    done = world.run("up", "-d", world.topology(json.dumps(over_ssh(data) if spread else alone(data))))
     assert done.returncode == 0, done.stderr
-    yield Discovery(world)
+    yield Discovery(world, directory, spread)
     assert world.run("down").returncode == 0
     world.network.wait_for_nothing()
 
@@ -210,7 +221,7 @@ def test_firmware(up: Discovery, name: str, others: tuple[str, ...]) -> None:
 def test_a_back_end_dies(up: Discovery) -> None:
     """Its process on the other host is killed: all that was led to it no longer find it."""
     [pid] = [node["pid"] for state in up.rig.states() for node in state["nodes"] if node["name"] == "near-end"]
-    up.rig.network["lab3"].signal(pid)
+    (up.rig.network["lab3"] if up.spread else up.rig.leader).signal(pid)
     up.sees("known")
     wait_until(lambda: not any("near-end" in words for words in up.seen("acpi").values()), WITHIN)
     wait_until(lambda: not any("near-end" in words for words in up.seen("tree").values()), WITHIN)

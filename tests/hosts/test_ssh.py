@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.rig import finish, wait_until
-from tests.hosts.network import LEADER, HostsRig, Machine, topology
+from tests.hosts.network import LEADER, HostsRig, topology
 
 NAMED_WITHIN = 3.0
 """Seconds until a host that is lost is named."""
@@ -71,11 +71,6 @@ def control_connection(rig: HostsRig, host: str) -> int:
     found = rig.leader.processes().items()
     [pid] = [pid for pid, words in found if "ControlMaster=yes" in words and f"-- {host}" in words]
     return pid
-
-
-def nodes_there(machine: Machine) -> list[str]:
-    """What of a lab runs on a machine."""
-    return [words for words in machine.processes().values() if "topologies" in words or "multiprocess" in words]
 
 
 def test_a_run_over_two_hosts(rig: HostsRig) -> None:
@@ -186,7 +181,7 @@ def test_the_leader_is_killed_while_attached(rig: HostsRig) -> None:
     process = attached(rig, "up")
     os.kill(leader_agent(rig), signal.SIGKILL)
     finish(process)
-    wait_until(lambda: not any(nodes_there(machine) for machine in rig.network.hosts()), 5)
+    wait_until(lambda: not any(machine.nodes() for machine in rig.network.hosts()), 5)
 
 
 def test_the_leader_is_killed_after_it_was_left_alone(rig: HostsRig) -> None:
@@ -194,8 +189,8 @@ def test_the_leader_is_killed_after_it_was_left_alone(rig: HostsRig) -> None:
     up(rig, more="host-timeout: 4s\n")
     os.kill(leader_agent(rig), signal.SIGKILL)
     time.sleep(1.5)
-    assert all(nodes_there(machine) for machine in rig.network.hosts())
-    wait_until(lambda: not any(nodes_there(machine) for machine in rig.network.hosts()), 8)
+    assert all(machine.nodes() for machine in rig.network.hosts())
+    wait_until(lambda: not any(machine.nodes() for machine in rig.network.hosts()), 8)
     log = (rig.network["lab1"].base / "argosy" / "lab@lab1" / "agent.log").read_text()
     assert "nothing was heard of the leader for 4 s" in log
 
@@ -209,7 +204,7 @@ def test_a_host_is_lost_in_a_run(rig: HostsRig, what: str) -> None:
     assert done.returncode == 4, done.stderr
     assert "hypervisor hv2 was lost with host lab2" in done.stderr
     assert "hypervisor hv1" not in done.stderr.partition("argosy:")[2]
-    wait_until(lambda: not nodes_there(rig.network["lab2"]), 3)
+    wait_until(lambda: not rig.network["lab2"].nodes(), 3)
     assert not rig.network["lab1"].leftovers()
     assert not rig.leader.leftovers()
 
@@ -279,7 +274,7 @@ def test_a_partition_that_lasts(rig: HostsRig) -> None:
     wait_until(lambda: rig.host_states()["lab2"] == "lost", 10)
     assert rig.node("c")["state"] == "died"
     assert rig.node("a")["state"] == "ready"
-    wait_until(lambda: not nodes_there(rig.network["lab2"]), 4)
+    wait_until(lambda: not rig.network["lab2"].nodes(), 4)
     rig.network["lab2"].heal()
     down(rig)
 
@@ -290,5 +285,5 @@ def test_down_during_a_partition(rig: HostsRig) -> None:
     rig.network["lab2"].cut()
     wait_until(lambda: rig.host_states()["lab2"] == "silent", NAMED_WITHIN)
     assert rig.run("down").returncode == 0
-    wait_until(lambda: not nodes_there(rig.network["lab2"]), 6)
+    wait_until(lambda: not rig.network["lab2"].nodes(), 6)
     assert not [line for line in rig.network.leftovers() if line.startswith((LEADER, "lab1"))]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from guest_node.kernel.window import SendWindow
-from hmx.argo.abi import Address
+from hmx.argo.abi import Address, NotifyFlag
 from topologies.bench.inbox import MESSAGE_TYPE, PAUSES, PORT, Inbox, Meter, await_peer, copy_out, identity
 from topologies.bench.ledger import DIRECT, DISTINCT, STAMP, Ledger, bodies, body, stamp
 
@@ -99,6 +99,9 @@ async def send_windowed(guest: Guest) -> None:
     meter.begin()
     await window.send(warm, count - warm, STAMP.pack_into)
     guest.result(**meter.read(), timed=count - warm, eagain=window.eagain, frames=window.frames)
+    # What is posted and waits for room dies with its sender: stay until the receiver has gone.
+    while guest.arguments["posted"] and (await driver.probe(to)).flags & NotifyFlag.EXISTS:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 async def send_sync(guest: Guest) -> None:

@@ -77,9 +77,10 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
     programs = GUESTS_OF[row.kind]
     arguments = {
         "size": row.size, "count": count, "warm": warm, "ring": row.ring, "window": row.window,
-        "inplace": row.kind is Kind.INPLACE,
+        "inplace": row.kind is Kind.INPLACE, "posted": row.kind is Kind.REMOTE_POSTED,
     }  # fmt: skip
     homes = HOMES[row.where]
+    link = {"between": list(homes[:2]), "posted": row.kind is Kind.REMOTE_POSTED}
     memory = f"{max(16, (2 * row.ring + 2 * (row.window + 4) * row.size) // MIB + 8)}MiB"
     return {
         "name": name,
@@ -87,7 +88,7 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
             hypervisor: {"personality": "xen", **({"parent": homes.parent} if hypervisor == homes.child else {})}
             for hypervisor in sorted(set(homes[:2]))
         },
-        "links": [{"between": list(homes[:2]), "posted": row.kind is Kind.REMOTE_POSTED}] if row.where is Where.HOSTS else [],
+        "links": [link] if row.where is Where.HOSTS else [],
         "guests": {
             who: {"on": getattr(homes, who), "memory": memory, "program": f"{PROGRAMS}:{program}", "with": arguments}
             for who, program in (("receiver", programs.receiver), ("sender", programs.sender))

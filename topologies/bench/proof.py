@@ -52,7 +52,8 @@ class Evidence:
         hops: dict[str, float] = {}
         if row.where is not Where.ONE:
             frames = int(self.hop.get("frames", 0))
-            hops = {"uplink_frames": frames, "records_per_frame": self.hop.get("records", 0) / max(1, frames)}
+            records = int(self.hop.get("records", 0))
+            hops = {"uplink_frames": frames, "records_per_frame": records / max(1, frames)}
         return {
             "frames": int(sender.get("messages", 0)),
             "doorbells": int(self.host.get("doorbells", 0)),

@@ -208,6 +208,8 @@ class Team:
     def _ended(self, host: Host, name: str, record: Mapping[str, Any]) -> None:
         assert self._owner is not None
         host.ended[name] = host.lives[name]
+        if host.state is HostState.LEAVING and not self._leaving:
+            return  # its agent took it down: the host is lost, for the reason that the agent gave, and so is this
         if host.ordered.pop(name, None) is not None:  # it began and ended while there was no pipe
             self._owner.far_spawned(RemoteChild(name, host.lives[name], 0, host))
         host.living.pop(name, None)

@@ -190,9 +190,7 @@ PROGRAMS: dict[str, Program] = {
         ("waits", "connects", 20),
     ],
 )  # fmt: skip
-def test_everything_ends(
-    server: str, client: str, moments: int, cancel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_ends(server: str, client: str, moments: int, cancel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """At many moments: within no time at all both guests' lives have ended, and no task of theirs is left.
 
     Without the cancel too: whoever waits for the hypervisor, or for what only it can bring about, is told.

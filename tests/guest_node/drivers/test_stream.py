@@ -1150,3 +1150,68 @@ def test_many_connections_interleaved(seed: int, count: int) -> None:
         await net.close()
 
     simulate(main, limit=100_000)
+
+
+# -- behind a link that broke ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+@pytest.mark.parametrize("size", [5, 300_000])
+@pytest.mark.parametrize("unread", [False, True])
+def test_an_unknown_outcome_resets_the_connection(arrived: bool, size: int, unread: bool) -> None:
+    """-EIO (experimental): the frame arrived or not.  Neither is it sent again nor is anything sent behind it."""
+
+    async def main() -> None:
+        net = await Net.make()
+        here, there, listener = await net.pair(budget=65536)
+        if unread:  # bytes that this side has not read yet change nothing
+            await there.send(b"y" * 60_000)
+        calls: Any = net.calls(1)
+        data = bytes(range(256)) * (size // 256 + 1)
+        sendv = calls.sendv
+
+        async def unknown(*arguments: Any) -> int:
+            return -Errno.EIO if not arrived or await sendv(*arguments) >= 0 else -Errno.EAGAIN
+
+        async def unknown_linked(messages: Any) -> list[int]:
+            first = await unknown(*messages[0])
+            return [first, *(-Errno.ECANCELED for _ in messages[1:])]
+
+        calls.sendv, calls.sendv_linked = unknown, unknown_linked
+        assert await errno_of(here.send(data[:size])) == Errno.ECONNRESET
+        del calls.sendv, calls.sendv_linked
+        assert await errno_of(here.send(b"more")) == Errno.EPIPE
+        if unread:
+            assert await here.receive_exactly(60_000) == b"y" * 60_000
+        assert await errno_of(here.receive()) == Errno.ECONNRESET
+        await here.close()
+        got = b""
+        with pytest.raises(ConnectionResetError):  # not the end of a stream: nobody takes this for the whole
+            while more := await there.receive():
+                got += more
+        assert got == (data[: len(got)] if arrived else b"") and bool(got) == arrived
+        await listener.close()
+        await net.close()
+
+    simulate(main)
+
+
+def test_an_unknown_outcome_of_a_connect() -> None:
+    """Nobody knows whether the other side has a connection: connect is reset, and an ACK that comes is answered."""
+
+    async def main() -> None:
+        net = await Net.make()
+        listener = await listen(net[2], PORT)
+        calls: Any = net.calls(1)
+        linked = calls.sendv_linked
+
+        async def unknown(messages: Any) -> list[int]:
+            return [-Errno.EIO for _ in await linked(messages)]
+
+        calls.sendv_linked = unknown
+        assert await errno_of(connect(net[1], Address(PORT, 2))) == Errno.ECONNRESET
+        del calls.sendv_linked
+        await net.close()
+        await listener.close()
+
+    simulate(main)

@@ -10,27 +10,37 @@ import pytest
 
 from topologies.bench.ledger import Ledger
 from topologies.bench.proof import Evidence, LyingRow, check, objections
-from topologies.bench.rows import GUESTS_OF, ROW_OF, Kind, Row
+from topologies.bench.rows import GUESTS_OF, ROW_OF, Kind, Row, Where
 
 COUNT = 21
 ROWS = [row for row in ROW_OF.values() if row.kind is not Kind.STARTUP]
+NEAR = [row for row in ROWS if row.where is Where.ONE]
+FAR = [row for row in ROWS if row.where is not Where.ONE]
 
 
 def honest(row: Row) -> Evidence:
     frames = COUNT * 2 if row.kind is Kind.STREAM else COUNT
     executed = frames + 2 if row.kind is Kind.STREAM else frames
     header = 8 * executed if row.kind is Kind.STREAM else 0
+    answers = COUNT if GUESTS_OF[row.kind].answers else 0
+    far = {
+        "receiver": {"delivered": COUNT, "delivered_bytes": COUNT * row.size},
+        "sender": {"delivered": answers, "delivered_bytes": answers * row.size},
+    }
     return Evidence(
         messages=COUNT,
         sender={"pid": 11, "hypervisor_pid": 13, "frames": frames, "eagain": 0},
         receiver={
-            "pid": 12, "hypervisor_pid": 13, "dequeued": COUNT, "checksum": Ledger(row.size).expect(COUNT),
+            "pid": 12, "hypervisor_pid": 13 if row in NEAR else 14, "dequeued": COUNT,
+            "checksum": Ledger(row.size).expect(COUNT),
         },
         executed={
             "sender": {"messages": executed, "bytes_copied": COUNT * row.size + header},
             "receiver": {"messages": COUNT if GUESTS_OF[row.kind].answers else 0, "interrupts_posted": 5},
         },
         host={"doorbells": 3},
+        far=far if row in FAR else {},
+        hop={"frames": 10, "records": 25} if row in FAR else {},
     )  # fmt: skip
 
 
@@ -42,11 +52,11 @@ def test_an_honest_row_passes(row: Row) -> None:
 LIES: list[tuple[str, str, str, Any]] = [
     ("receiver", "dequeued", "dequeued", COUNT - 1),
     ("receiver", "checksum", "checksum", 1),
-    ("receiver", "pid", "2 processes", 11),
-    ("receiver", "pid", "2 processes", 13),
-    ("sender", "pid", "2 processes", 13),
+    ("receiver", "pid", "[23] processes", 11),
+    ("receiver", "pid", "[23] processes", 13),
+    ("sender", "pid", "[23] processes", 13),
     ("sender", "pid", "no pid", 0),
-    ("sender", "hypervisor_pid", "different hypervisor processes", 14),
+    ("sender", "hypervisor_pid", "different hypervisor processes|one hypervisor process", 14),
     ("receiver", "hypervisor_pid", "no pid", 0),
 ]
 
@@ -89,6 +99,23 @@ def test_answers_are_counted_too(row: Row) -> None:
     assert objections(row, replace(evidence, executed=executed))
 
 
+@pytest.mark.parametrize("who", ["receiver", "sender"])
+@pytest.mark.parametrize(("key", "by"), [("delivered", -1), ("delivered", 1), ("delivered_bytes", -1)])
+@pytest.mark.parametrize("row", FAR, ids=lambda row: row.name)
+def test_the_far_hypervisor_executed_every_message(row: Row, key: str, by: int, who: str) -> None:
+    """N messages are N sendv that the hypervisor of the one who dequeued them executed for a guest elsewhere."""
+    evidence = honest(row)
+    far: Any = deepcopy(dict(evidence.far))
+    far[who][key] += by
+    assert any(who in words for words in objections(row, replace(evidence, far=far)))
+
+
+@pytest.mark.parametrize("hop", [{}, {"frames": 0, "records": 3}, {"frames": 3, "records": 0}])
+@pytest.mark.parametrize("row", FAR, ids=lambda row: row.name)
+def test_a_row_without_frames_on_its_way_is_none(row: Row, hop: Any) -> None:
+    assert objections(row, replace(honest(row), hop=hop))
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_nothing_proves_nothing(row: Row) -> None:
     assert objections(row, Evidence(COUNT, {}, {}, {}, {}))
@@ -98,6 +125,8 @@ def test_nothing_proves_nothing(row: Row) -> None:
 def test_a_row_carries_its_columns(row: Row) -> None:
     """contracts: frames, doorbells, interrupts, eagain, ring, window."""
     columns = honest(row).columns(row)
-    assert set(columns) == {"frames", "doorbells", "interrupts", "eagain", "ring", "window"}
+    hops = {"uplink_frames", "records_per_frame"} if row in FAR else set()
+    assert set(columns) == {"frames", "doorbells", "interrupts", "eagain", "ring", "window"} | hops
+    assert columns.get("records_per_frame", 2.5) == 2.5
     assert columns["frames"] >= COUNT
     assert (columns["doorbells"], columns["interrupts"]) == (3, 5)

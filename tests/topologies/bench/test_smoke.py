@@ -16,6 +16,8 @@ from topologies.bench.rows import ROW_OF
 from topologies.bench.transports import Unavailable
 from topologies.exitcodes import ExitCode
 
+FAR = ("remote-rtt-64B", "remote-posted-64B", "remote-posted-64KiB", "nested-rtt-64B")
+
 
 @pytest.mark.timeout(120)
 def test_two_rows_of_few_messages() -> None:
@@ -35,7 +37,7 @@ def test_two_rows_of_few_messages() -> None:
     assert hypercall["p99"] >= hypercall["p50"] == hypercall["value"]
 
 
-@pytest.mark.parametrize("name", ["argo-inplace-1MiB", "argo-sync-256B", "argo-rtt-64B", "stream-4KiB"])
+@pytest.mark.parametrize("name", ["argo-inplace-1MiB", "argo-sync-256B", "argo-rtt-64B", "stream-4KiB", *FAR])
 def test_every_kind_of_lab_proves_itself(name: str) -> None:
     assert labs.measure(ROW_OF[name], scale=0.02).value > 0
 

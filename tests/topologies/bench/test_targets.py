@@ -15,6 +15,7 @@ PROMISED = {
     *(f"argo-windowed-{size}" for size in ("64B", "256B", "4KiB", "64KiB", "1MiB")),
     *(f"argo-sync-{size}" for size in ("64B", "256B", "4KiB", "64KiB", "1MiB")),
     "argo-inplace-1MiB", "sendv-sync-64B", "argo-rtt-64B", "stream-4KiB", "stream-64KiB", "hv-cpu-64B", "startup-50",
+    "remote-rtt-64B", "remote-posted-64B", "remote-posted-64KiB", "nested-rtt-64B",
 }  # fmt: skip
 SIZES = {"64B": 64, "256B": 256, "4KiB": 4096, "64KiB": 65536, "1MiB": 1 << 20}
 
@@ -45,6 +46,9 @@ def test_a_row_is_what_its_name_says(row: Row) -> None:
         ("argo-inplace-1MiB", "memcpy", "at least", 0.3, None),
         ("sendv-sync-64B", "zmq-dealer-router", "at most", 0.4, None),
         ("hv-cpu-64B", "value", "at most", 4, None),
+        ("remote-rtt-64B", "zmq-proxy-curve", "at most", 3, None),
+        ("remote-posted-64B", "zmq-proxy-curve", "at least", 0.5, None),
+        ("remote-posted-64KiB", "zmq-proxy-curve", "at least", 0.5, None),
         ("startup-50", "value", "at most", 3, None),
         ("startup-50", "unique_mib", "at most", 12, None),
     ],
@@ -55,7 +59,7 @@ def test_a_promised_target_is_there(row: str, of: str, bound: str, wanted: float
 
 
 def test_there_is_no_other_target() -> None:
-    assert len(TARGETS) == 10
+    assert len(TARGETS) == 13
 
 
 RATE = Target("argo-windowed-64B", "zmq-proxy", Bound.AT_LEAST, 0.8)

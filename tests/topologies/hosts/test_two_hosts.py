@@ -148,6 +148,19 @@ def test_a_run_whose_host_is_lost_fails(rig: Rig) -> None:
     rig.wait_for_nothing(3)
 
 
+def test_an_agent_that_leaves_says_why(rig: Rig) -> None:
+    """Its nodes are terminated because it goes: the one reason is its own, and not a signal that they were sent."""
+    process = rig.start("run", rig.topology(two(WAITING)))
+    wait_until(lambda: {rig.node(name)["state"] for name in "ac"} == {"ready"})
+    os.kill(host(rig)["pid"], signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == 4
+    assert [line for line in done.stderr.splitlines() if line.startswith("argosy: ")] == [
+        "argosy: hypervisor hv2 was lost with host far: its agent was sent SIGTERM"
+    ]
+    rig.wait_for_nothing()
+
+
 def test_a_frozen_agent_is_named_and_kills_nothing(up: Rig) -> None:
     """Silence is told within three seconds; when it is over, everything is as before."""
     pids = {name: node["pid"] for name, node in up.nodes().items()}
