@@ -39,6 +39,7 @@ class DomainConfig:
         nested: True for a domain that is a hypervisor itself.
         mode: How that one serves Argo: own, forward or steal.
         wards: Its guests, if it does not serve them itself.
+        remote: True for a domain whose guest runs on another host and attaches through the broker (experimental).
     """
 
     name: str
@@ -53,6 +54,7 @@ class DomainConfig:
     nested: bool = False
     mode: str = "own"
     wards: tuple[WardConfig, ...] = ()
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

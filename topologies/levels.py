@@ -83,6 +83,23 @@ def host_of(topology: Topology, hypervisor: str) -> str:
     return topology.hypervisors[path_of(topology, hypervisor)[0]].host
 
 
+def leader_of(topology: Topology) -> str:
+    """The entry of `hosts` that is this machine, "" for none: the first of provider `local`."""
+    return next((name for name, keys in topology.hosts.items() if keys.provider == "local"), "")
+
+
+def guest_host(topology: Topology, guest: str) -> str:
+    """The entry of `hosts` that `guest` runs on, "" for this machine: its own, else its hypervisor's."""
+    keys = topology.guests[guest]
+    return keys.host or host_of(topology, keys.on)
+
+
+def is_away(topology: Topology, guest: str) -> bool:
+    """Whether `guest` runs on another host than its hypervisor: then it attaches through the broker."""
+    leader = leader_of(topology)
+    return (guest_host(topology, guest) or leader) != (host_of(topology, topology.guests[guest].on) or leader)
+
+
 def children_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
     """The hypervisors that are guests of `hypervisor`, in the order of the file."""
     return tuple(name for name, keys in topology.hypervisors.items() if keys.parent == hypervisor)
@@ -217,7 +234,7 @@ def binding(topology: Topology) -> Binding | None:
     if not connected(topology):
         return None
     nodes = [(name, host_of(topology, name)) for name in topology.hypervisors]
-    nodes += [(name, host_of(topology, guest.on)) for name, guest in topology.guests.items()]
+    nodes += [(name, guest_host(topology, name)) for name in topology.guests]
     return Binding(
         hosts=tuple((name, host) for name, host in nodes if host),
         hypervisors=tuple(path_of(topology, name) for name in topology.hypervisors),

@@ -258,6 +258,7 @@ def _domain(topology: Topology, name: str, domid: int, hypervisor: Hypervisor) -
     return DomainConfig(
         name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,
         storage=tuple(guest.storage), label=levels.label_of(topology, name), implicit_only=guest.implicit_only,
+        remote=levels.is_away(topology, name),
     )  # fmt: skip
 
 

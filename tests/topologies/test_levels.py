@@ -9,6 +9,7 @@ import pytest
 from hv_node.config import DomainConfig, OuterConfig, RemoteConfig, RuleConfig, SlotConfig, WardConfig
 from topologies import levels
 from topologies.codec import CodecError
+from topologies.hosts.split import split
 from topologies.levels import PROXY_FIRST, PortError, ports_of
 from topologies.plan import Places, Plan, plan
 from topologies.schema import Topology
@@ -42,6 +43,38 @@ def test_paths_go_from_the_outermost_hypervisor_inwards() -> None:
     assert levels.guest_path(topology, "b") == ("hv0", "hv1", "hv2", "b")
     assert levels.children_of(topology, "hv0") == ("hv1",)
     assert [levels.host_of(topology, name) for name in ("hv2", "far")] == ["", "b"]
+
+
+AWAY = (
+    # Host of hv0, of the guest that it runs, whether they differ; `here` is the first of provider local.
+    ("", "", False),
+    ("", "here", False),
+    ("here", "", False),
+    ("here", "here", False),
+    ("here", "b", True),
+    ("", "b", True),
+    ("b", "here", True),
+    ("b", "b", False),
+    ("b", "", False),
+)
+
+
+@pytest.mark.parametrize(("home", "own", "away"), AWAY)
+def test_a_guest_on_another_host_is_told_from_one_nearby(home: str, own: str, away: bool) -> None:
+    """topology.md: a guest runs where its hypervisor does, unless it names a host; planner and split agree."""
+    hosts = {"b": {"provider": "ssh", "address": "b.example"}, "here": {}, "other": {}}
+    hypervisors = {"hv0": {"host": home}, "hv1": {"parent": "hv0"}}
+    guests = {name: {"on": on, "host": own, "program": "builtin:echo"} for name, on in (("a", "hv0"), ("i", "hv1"))}
+    topology = lab(hosts=hosts, hypervisors=hypervisors, guests=guests, destinations=[])
+    made = plan(topology, Places("/topo", "/run", "/s"))
+    domains = {domain.name: domain for config in made.hypervisors for domain in config.domains}
+    assert {name: domain.remote for name, domain in domains.items()} == {"a": away, "i": away, "hv1": False}
+    parts = {name: host for host, part in split(made).items() for name in part.names}
+    assert (parts["a"] != parts["hv0"], parts["i"] != parts["hv1"]) == (away, away)
+    found = made.broker.binding
+    assert found is not None
+    assert {name: dict(found.hosts).get(name, "here") for name in parts} == parts
+    assert Plan.from_json(made.to_json()) == made
 
 
 def test_a_remote_guest_has_one_proxy_id_wherever_it_is_remote() -> None:

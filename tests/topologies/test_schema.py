@@ -24,8 +24,8 @@ SOUND = "name: lab\nhypervisors: {hv0: {}}\nguests: {app: {on: hv0, program: 'bu
 
 
 TOP = "name hosts hypervisors guests destinations policy links checks link-timeout host-timeout"
-BOTH = "restart kind group"
-OF_HYPERVISORS = f"personality arch cpu host parent argo doors notifications nested-msr firmware xsm {BOTH}"
+BOTH = "restart kind group host"
+OF_HYPERVISORS = f"personality arch cpu parent argo doors notifications nested-msr firmware xsm {BOTH}"
 OF_GUESTS = f"on vcpus memory door notification apic implicit-only program with control storage devices serves {BOTH}"
 
 

@@ -133,7 +133,9 @@ def test_it_is_ready_once_its_guests_are_served(world: World) -> None:
     ward = parent.level.wards._wards["hv1", "inner"]
     assert ward.memory.size == MIB
     assert ward.memory.write(0, 5000, b"through both stages")
-    assert node.roster.backings["inner"].ram[5000:5019] == b"through both stages"
+    backing = node.roster.backings["inner"]
+    assert isinstance(backing, attach.Backing)
+    assert backing.ram[5000:5019] == b"through both stages"
 
 
 def test_what_may_not_be_lent_ends_it_with_words(world: World) -> None:
