@@ -41,7 +41,8 @@ class Ending:
 class World:
     """What a shell gives its guest: a way to tell the lab (control records), a log, files, and chance.
 
-    `gone` has a result when the hypervisor is dead: the error that whoever waits for it is told.
+    `gone` has a result when the hypervisor is dead: the error that whoever waits for it is told.  `coalesced` counts
+    interrupts that coalesced on the way to the vCPUs, where the hypervisor is on another host.
     """
 
     tell: Callable[[list[Any]], object]
@@ -50,6 +51,7 @@ class World:
     randomness: random.Random  # the program's
     driver_randomness: random.Random
     gone: asyncio.Future[BaseException] | None = None
+    coalesced: Callable[[], int] = lambda: 0
 
 
 async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryView, world: World) -> Ending:
@@ -83,13 +85,13 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
     guest = Guest(
         name=config.name, domid=kernel.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
         randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
-        probe=found, counters=lambda: counters(kernel), v4v=kernel.v4v,
+        probe=found, counters=lambda: counters(kernel, world.coalesced()), v4v=kernel.v4v,
     )  # fmt: skip
     if world.gone is not None:
         world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.end(gone.result()))
     world.tell(["ready"])
     ending = await _run(program, guest, world)
-    world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel)})])
+    world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel, world.coalesced())})])
     return ending
 
 
@@ -116,10 +118,14 @@ def _raised(error: Exception, world: World) -> Ending:
     return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + words if words else ''}")
 
 
-def counters(kernel: Kernel) -> dict[str, Any]:
-    """What the guest's side counted over all its vCPUs: `arch` and `host` apart."""
+def counters(kernel: Kernel, coalesced: int = 0) -> dict[str, Any]:
+    """What the guest's side counted over all its vCPUs: `arch` and `host` apart.
+
+    `coalesced`: interrupts that coalesced on the way to them.
+    """
     counted = [asdict(vcpu.counters) for vcpu in kernel.vcpus]
     total = {name: sum(each[name] for each in counted) for name in counted[0]}
+    total["interrupts_coalesced"] += coalesced
     return {
         "arch": {name: total[name] for name in _ARCH}
         | {"hypercalls": kernel.argo.hypercalls + (kernel.v4v.hypercalls if kernel.v4v is not None else 0)},

@@ -76,7 +76,7 @@ class Shell:
             self._again()
 
     def _again(self) -> None:
-        if not self._pump_scheduled:
+        if not self._pump_scheduled and not self.loop.is_closed():
             self._pump_scheduled = True
             self.loop.call_soon(self.pump)
 
@@ -108,6 +108,8 @@ class Shell:
             case ["nobody" | "busy", self.config.hypervisor, ["attach", _]]:
                 # It has not joined the broker that was restarted, or not yet.
                 self.loop.call_later(ASK_AGAIN_S, self._ask)
+            case ["told", "agent", ["hypervisor-gone"]] if self._end is not None:
+                self._end.lost("its process ended")
             case ["told", "agent", ["peer", str(name), int(domid)]]:
                 self.peers[name] = domid
             case _:
@@ -229,7 +231,9 @@ async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment | Remote
     vcpus = [Vcpu(index, GuestSide(attached.area(index), arch), each) for index, each in enumerate(bells)]
     files = DirectoryFiles(config.base_dir, config.output_dir)
     gone: asyncio.Future[BaseException] = shell.loop.create_future()
-    world = World(shell.tell, lambda text: print(text, flush=True), files, *generators(config.seed), gone)
+    coalesced = attached.coalesced if isinstance(attached, RemoteAttachment) else int
+    log: Callable[[str], None] = partial(print, flush=True)
+    world = World(shell.tell, log, files, *generators(config.seed), gone, coalesced)
     living = shell.loop.create_task(live(config, vcpus, memory, world))
 
     def hypervisor_gone(words: str = "") -> None:

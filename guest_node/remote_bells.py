@@ -91,6 +91,10 @@ class RemoteAttachment:
         """The pages of one vCPU."""
         return self.end.areas[vcpu]
 
+    def coalesced(self) -> int:
+        """Interrupts of all vCPUs that coalesced with ones that the guest had not yet taken."""
+        return sum(self.end.coalesced(vcpu) for vcpu in range(len(self.bells)))
+
 
 def attachment(
     end: RemoteEnd, call_soon: Callable[[Callable[[], None]], object], wait: Callable[[float], object]

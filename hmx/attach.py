@@ -4,7 +4,12 @@ Over an AF_UNIX SEQPACKET connection the guest sends one request, the hypervisor
 all vCPU areas in one file, then per vCPU the eventfd that rings the hypervisor and the socket that rings the guest.
 The connection then stays open and says nothing more: its end is the end of the domain.
 
+A nested hypervisor whose guests' Argo its parent serves says one thing more, for each of those guests: what it lends,
+with one descriptor, the guest's RAM.  The parent answers only if it refuses, by a reply that says so.
+
     request   magic u32 @0 ("AVAT"), version u16 @4, name length u16 @6, token 16 @8, name (UTF-8) @24
+    loan      magic u32 @0 ("AVLN"), version u16 @4, name length u16 @6, domid u16 @8, zero u16 @10, zero u32 @12,
+              memory u64 @16, name (UTF-8) @24
     reply     magic u32 @0, version u16 @4, status u16 @6 (0 attached, 1 refused), domid u16 @8, vcpus u16 @10,
               arch u16 @12, text length u16 @14, memory u64 @16, text (UTF-8) @24
 """
@@ -22,6 +27,8 @@ MAX_MESSAGE: Final = 1024
 
 _REQUEST: Final = struct.Struct("<IHH16s")
 _REPLY: Final = struct.Struct("<IHHHHHHQ")
+LOAN_MAGIC: Final = int.from_bytes(b"AVLN", "little")
+_LOAN: Final = struct.Struct("<IHHHHIQ")
 
 
 class AttachError(Exception):
@@ -44,6 +51,37 @@ class Reply(NamedTuple):
     arch: int
     memory: int
     text: str
+
+
+class Loan(NamedTuple):
+    """Whose memory a nested hypervisor lends: the guest's name and domain id there, and bytes."""
+
+    name: str
+    domid: int
+    memory: int
+
+
+def pack_loan(loan: Loan) -> bytes:
+    """The loan as one message."""
+    name = loan.name.encode()
+    return _LOAN.pack(LOAN_MAGIC, VERSION, len(name), loan.domid, 0, 0, loan.memory) + name
+
+
+def unpack_loan(data: bytes, descriptors: int) -> Loan:
+    """Decode a loan that came with so many descriptors.  AttachError names what is wrong."""
+    if len(data) < _LOAN.size:
+        raise AttachError(f"loan of {len(data)} bytes; it has at least {_LOAN.size}")
+    magic, version, length, domid, zero, more, memory = _LOAN.unpack_from(data)
+    _check(magic, version, LOAN_MAGIC)
+    name = data[_LOAN.size :]
+    if not 0 < length <= MAX_NAME or length != len(name) or zero or more:
+        raise AttachError(f"loan announces a name of {length} bytes and carries {len(name)}")
+    if descriptors != 1:
+        raise AttachError(f"loan with {descriptors} descriptors")
+    try:
+        return Loan(name.decode(), domid, memory)
+    except UnicodeDecodeError:
+        raise AttachError("loan: the name is not UTF-8") from None
 
 
 def pack_request(request: Request) -> bytes:
@@ -98,8 +136,8 @@ def accepted(data: bytes, descriptors: int, name: str) -> Reply:
     return reply
 
 
-def _check(magic: int, version: int) -> None:
-    if magic != MAGIC:
-        raise AttachError(f"attach: magic is {magic:#x}, expected {MAGIC:#x}")
+def _check(magic: int, version: int, expected: int = MAGIC) -> None:
+    if magic != expected:
+        raise AttachError(f"attach: magic is {magic:#x}, expected {expected:#x}")
     if version != VERSION:
         raise AttachError(f"attach: version is {version}, this side speaks {VERSION}")

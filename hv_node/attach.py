@@ -17,13 +17,14 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from hmx.attach import MAX_MESSAGE, AttachError, Reply, Request, pack_reply, unpack_request
-from hmx.memory import FIRMWARE_BASE, MappedMemory
+from hmx.attach import MAX_MESSAGE, AttachError, Loan, Reply, Request, pack_reply, unpack_loan, unpack_request
+from hmx.memory import FIRMWARE_BASE, PAGE_SIZE, MappedMemory
 from hmx.trap import Arch
 from hmx.vcpu_area import AREA_SIZE
 from hv_node.config import DomainConfig
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_LOAN_FDS: Final = 4  # one is meant; more are seen, closed and refused
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -74,6 +75,42 @@ def _memfd(name: str, size: int) -> tuple[int, mmap.mmap]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def borrow(fd: int, size: int) -> mmap.mmap:
+    """Map memory that somebody else made.  AttachError unless it has that size and can never be smaller."""
+    found = os.fstat(fd).st_size
+    if found != size or not size or size % PAGE_SIZE:
+        raise AttachError(f"memory of {size} bytes is announced, and the file has {found}")
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if not seals & fcntl.F_SEAL_SHRINK:
+        raise AttachError("memory that could be taken away again: it is not sealed against shrinking")
+    try:
+        return mmap.mmap(fd, size)
+    except OSError as error:
+        raise AttachError(f"memory cannot be mapped: {error.strerror}") from None
+
+
+def read_loan(connection: socket.socket) -> tuple[Loan, mmap.mmap] | None:
+    """What a nested hypervisor lends, mapped; None: the connection ended.  AttachError for anything else."""
+    fds: list[int] = []
+    try:
+        data, ancillary, _, _ = connection.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_LOAN_FDS * 4))
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                fds.extend(received)
+        if not data:
+            return None
+        loan = unpack_loan(data, len(fds))
+        return loan, borrow(fds[0], loan.memory)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def create_backing(config: DomainConfig) -> Backing:
@@ -127,9 +164,14 @@ def check_token(expected: bytes | None, request: Request) -> None:
 
 def refuse(connection: socket.socket, reason: str) -> None:
     """Tell the peer why and hang up."""
+    say_no(connection, reason)
+    connection.close()
+
+
+def say_no(connection: socket.socket, reason: str) -> None:
+    """Tell the peer why."""
     with contextlib.suppress(OSError):
         connection.send(pack_reply(Reply(True, 0, 0, 0, 0, reason)))
-    connection.close()
 
 
 def hand_over(connection: socket.socket, backing: Backing, arch: Arch) -> None:

@@ -8,6 +8,21 @@ from broker.keys import ClientCurve
 
 
 @dataclass(frozen=True, slots=True)
+class WardConfig:
+    """A guest of a nested hypervisor whose Argo the hypervisor around that one serves (experimental).
+
+    Attributes:
+        name: Name of the guest.
+        domid: Domain id as which it acts there.
+        label: Its security label, "" for none.
+    """
+
+    name: str
+    domid: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DomainConfig:
     """A domain that the hypervisor creates before it is ready.
 
@@ -22,6 +37,9 @@ class DomainConfig:
         label: Its security label, "" for none.
         implicit_only: True for a domain that reaches others through its slots only.
         nested: True for a domain that is a hypervisor itself.
+        mode: How that one serves Argo: own, forward or steal.
+        wards: Its guests, if it does not serve them itself.
+        remote: True for a domain whose guest runs on another host and attaches through the broker (experimental).
     """
 
     name: str
@@ -34,6 +52,9 @@ class DomainConfig:
     label: str = ""
     implicit_only: bool = False
     nested: bool = False
+    mode: str = "own"
+    wards: tuple[WardConfig, ...] = ()
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

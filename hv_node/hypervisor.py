@@ -36,6 +36,7 @@ from hv_node.hvm import TURN, Hvm, Vcpu, arch_counters, count_levels
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
+from hv_node.levels.carried import FORWARD
 from hv_node.levels.level import Level
 from hv_node.pending import Pending
 from hv_node.signals import Signals
@@ -175,6 +176,16 @@ class Hypervisor(Pending, Signals):
         self.domains.remove(domid)
         if self.levels is not None:
             self.levels.domain_freed(domid)
+
+    def carry(self, mode: str, carry: Stolen) -> None:
+        """Have the Argo of all guests served by the hypervisor around: `forward` takes the calls by our own doors,
+        `steal` those by doors that it took from us (experimental, not upstream).
+        """
+        if mode == FORWARD:
+            self._executor.forward = carry
+            self._quick_kind = _NO_KIND
+        else:
+            self._executor.stolen = carry
 
     def keep_apart(self, hides_domid: Callable[[int], bool], speaks_v4v: Callable[[Domain], bool]) -> None:
         """Who is not told its own domain id, and who may use v4v, from now on (experimental, not upstream)."""

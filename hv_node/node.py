@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
 from broker.envelope import Envelope
 from broker.frames import Lane
+from hmx.attach import Loan
+from hmx.memory import GuestMemory
 from hmx.trap import Arch
 from hv_node.argo.options import parse_options
 from hv_node.config import DomainConfig, HypervisorConfig
@@ -86,6 +88,7 @@ class Node:
         self._stopping = False
         self._link_busy = self._link_heard = False
         self.failure = ""
+        self._mirrored = False  # something was said to a guest on another host, and has not left
         link.on_record = self._on_record
         self.joint: Joint | None = None
         self.ascent: Ascent | None = None
@@ -96,6 +99,17 @@ class Node:
                 self.ascent = self._ascend(self.joint)
             else:
                 self._fabric = self._join_fabric(self.joint)
+        if is_joined(config) or any(domain.remote for domain in config.domains):
+            self.link.member.on_welcome = self._welcome
+
+    def _welcome(self, _epoch: int) -> None:
+        """The broker let us in, the first one or another: what was under way in the last session may be lost."""
+        if self.ascent is not None:
+            self.ascent.ask()
+        elif self._fabric is not None and self.joint is not None:
+            self.joint.above(self._fabric)
+        for remote in self.roster.remotes():
+            remote.link_up()
 
     def _join(self) -> Joint:
         from hv_node.uplinks.joint import Joint  # levels are for labs that have some
@@ -113,7 +127,7 @@ class Node:
 
         def up() -> None:
             joint.above(ascent)
-            self._say(["ready"])
+            joint.when_served(lambda: self._say(["ready"]))
 
         def lost(words: str) -> None:
             if not self._stopping:
@@ -121,7 +135,6 @@ class Node:
                 self._stopping = True
 
         ascent.on_up, ascent.on_lost = up, lost
-        self.link.member.on_welcome = lambda _epoch: ascent.ask()
         return ascent
 
     def _join_fabric(self, joint: Joint) -> FabricUplink:
@@ -129,7 +142,6 @@ class Node:
         from hv_node.uplinks.fabric import FabricUplink
 
         fabric = FabricUplink(self.link)
-        self.link.member.on_welcome = lambda _epoch: joint.above(fabric)
         self.link.member.on_disconnected = lambda _reason: joint.cut()
         return fabric
 
@@ -227,9 +239,22 @@ class Node:
         if done:
             self.host.turns += 1
             self.host.frames += done
+            self._ship()
             if self._fabric is not None:
                 self._link_busy |= self.link.flush()  # what they sent elsewhere leaves before anything is waited for
         return done + busy
+
+    def _ship(self) -> None:
+        """What became of the frames of guests on other hosts leaves, although no bell announces it."""
+        for remote in self.roster.remotes():
+            remote.flush()
+        if self._mirrored:
+            self._mirrored = False
+            self._link_busy |= self.link.flush()
+
+    def mirror(self, guest: str, message: bytes) -> None:
+        """Hand a message to the lane to a guest on another host; one that finds no room there is repeated in time."""
+        self._mirrored = self.link.send(Lane.CONTROL, ["tell", guest, ["mirror"]], message) or self._mirrored
 
     def _ring(self) -> None:
         for vcpu in self.core.bells:
@@ -282,18 +307,33 @@ class Node:
                 if self._fabric.room():
                     self.joint.room()
                 self._link_busy |= self.link.flush()
+        self._ship()  # an answer from elsewhere, or to what has arrived
 
     def _pump(self) -> None:
         """The link's descriptor moved; the look that follows the poll does the work."""
         self._link_heard = True
 
     def _tick(self, now: float) -> None:
+        for remote in self.roster.remotes():
+            remote.tick(time.monotonic_ns())
         self.link.heartbeat()
         self._link_heard = True  # a hello may be due
         self._link_busy |= self.link.flush()
         self._lobby.tick(now)
 
     # -- domains ----
+
+    def domain_created(self, config: DomainConfig, ram_fd: int) -> None:
+        """There is a domain: one whose Argo our parent serves needs its memory there."""
+        if self.ascent is not None and self.joint is not None:
+            for domid, name in self.joint.lending():
+                if domid == config.domid:
+                    self.ascent.lend(Loan(name, domid, config.memory), ram_fd)
+
+    def domain_lent(self, config: DomainConfig, loan: Loan, memory: GuestMemory) -> None:
+        """The nested hypervisor in that domain lends a guest's memory.  ValueError: it may not."""
+        assert self.joint is not None
+        self.joint.lent(config, loan.name, memory)
 
     def domain_attached(self, config: DomainConfig, hvm: Hvm) -> None:
         """Somebody lives there now."""
@@ -332,7 +372,10 @@ class Node:
                 self.joint.peer(name, state)
             case ["told", "broker", ["grant", str(guest), bytes(token)]]:
                 self.roster.grant(guest, token)
-                self._say(["tell", guest, ["granted", self.config.attach_path, token]])
+                path = "" if self.roster.is_remote(guest) else self.config.attach_path
+                self._say(["tell", guest, ["granted", path, token]])
+            case ["told", str(guest), ["mirror"]]:
+                self.roster.mirrored(guest, payload)
             case ["told", str(sender), ["counters?"]]:
                 self._say(["tell", sender, ["counters", json.dumps(self.counters())]])
             case ["told", "agent", ["exited", str(guest), int(domid)]]:

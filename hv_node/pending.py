@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hmx.trap import Outcome
 from hv_node.doors.executor import ZERO_EXTENDED
 from hv_node.hvm import AsyncCall, Hvm, Vcpu
+from hv_node.levels.carried import CarriedCall
 
 if TYPE_CHECKING:
     from hv_node.levels.level import Level
@@ -38,6 +39,9 @@ class Pending:
 
     def complete(self, token: object, ret: int) -> None:
         """A pending operation ended: answer its frame and let what waited behind it go on."""
+        if isinstance(token, CarriedCall):
+            token.end(ret)
+            return
         if isinstance(token, AsyncCall):
             self._complete_async(token, ret)
             return

@@ -12,16 +12,19 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-from hmx.attach import AttachError, Request
+from hmx.attach import AttachError, Loan, Request
+from hmx.memory import Buffer, GuestMemory, MappedMemory
+from hmx.mirror import MirrorError
 from hv_node import attach
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.hvm import Hvm, Vcpu
 from hv_node.hypervisor import Hypervisor
+from hv_node.remote_guest import RemoteBacking, RemoteGuest, attach_request, refusal
 
 TOKENS: Final = 4  # grants that a guest may hold: it asks again when the broker was restarted before it had the answer
 NESTED_LAST: Final = 0x3FFF
@@ -32,7 +35,7 @@ NESTED_LAST: Final = 0x3FFF
 class Dying:
     """A domain whose guest is gone: what is behind it, and when its id may be freed at the earliest."""
 
-    backing: attach.Backing
+    backing: attach.Backing | RemoteBacking
     due: float
 
 
@@ -51,6 +54,15 @@ class Owner(Protocol):
     def report(self, code: str, *fields: Any) -> None:
         """Something that the lab wants to know."""
 
+    def domain_created(self, config: DomainConfig, ram_fd: int) -> None:
+        """There is a domain, with that file as its memory."""
+
+    def domain_lent(self, config: DomainConfig, loan: Loan, memory: GuestMemory) -> None:
+        """The nested hypervisor in that domain lends a guest's memory.  ValueError: it may not."""
+
+    def mirror(self, guest: str, message: bytes) -> None:
+        """Hand a message to the lane to a guest on another host; one that is not taken is repeated."""
+
     def domain_attached(self, config: DomainConfig, hvm: Hvm) -> None:
         """Somebody lives there now."""
 
@@ -62,9 +74,10 @@ class Roster:
     """All domains of one hypervisor's process."""
 
     def __init__(self, config: HypervisorConfig, core: Hypervisor, owner: Owner) -> None:
-        self.backings: dict[str, attach.Backing] = {}
-        self.bells: dict[Vcpu, socket.socket] = {}
-        self.attached: dict[str, socket.socket] = {}
+        self.backings: dict[str, attach.Backing | RemoteBacking] = {}
+        self.bells: dict[Vcpu, socket.socket | RemoteBacking] = {}
+        self.attached: dict[str, socket.socket | RemoteBacking] = {}
+        self._remotes: dict[str, RemoteGuest] = {}  # those of `attached` that are on other hosts
         self._config = config
         self._core = core
         self._owner = owner
@@ -79,7 +92,7 @@ class Roster:
 
     def create(self, config: DomainConfig) -> None:
         """Make a domain and what is behind it.  OSError and ValueError leave nothing behind."""
-        backing = attach.create_backing(config)
+        backing = RemoteBacking(config) if config.remote else attach.create_backing(config)
         try:
             hvm = self._core.create_domain(
                 config.domid,
@@ -93,9 +106,11 @@ class Roster:
             backing.close()
             raise
         self.backings[config.name] = backing
-        for vcpu, bell_in, bell_out in zip(hvm.vcpus, backing.bells_in, backing.bells_out, strict=True):
-            self.bells[vcpu] = bell_out
+        self.bells.update(zip(hvm.vcpus, backing.bells_out, strict=True))
+        for vcpu, bell_in in zip(hvm.vcpus[: len(backing.bells_in)], backing.bells_in, strict=True):
             self._owner.watch(bell_in, select.EPOLLIN | select.EPOLLET, partial(self._owner.wake, vcpu))
+        if isinstance(backing, attach.Backing):
+            self._owner.domain_created(config, backing.ram_fd)
 
     def grant(self, guest: str, token: bytes) -> None:
         """The broker lets `guest` attach with `token`."""
@@ -106,23 +121,53 @@ class Roster:
     def introduce(self, connection: socket.socket, request: Request) -> None:
         """A stranger said who it is: attach it, or raise AttachError with what it is told."""
         name = request.name
+        self._check(request)
+        if name not in self.backings:
+            self._come_again(name)
+        backing, hvm = self._domain_for(name)
+        if isinstance(backing, RemoteBacking):
+            raise AttachError(f"guest {name!r} attaches through the broker")
+        attach.hand_over(connection, backing, self._core.personality.arch)
+        self.attached[name] = connection
+        self._owner.watch(connection.fileno(), select.EPOLLIN, lambda: self._heard(name))
+        self._owner.domain_attached(backing.config, hvm)
+        self._owner.report("attached", name, backing.config.domid)
+
+    def _check(self, request: Request) -> None:
+        """AttachError unless the guest may attach; it has used its token up then, or all of them where it may not."""
+        name = request.name
         granted = self._tokens.get(name, [])
         shown = [token for token in granted if hmac.compare_digest(token, request.token)]
         attach.check_token(shown[0] if shown else granted[0] if granted else None, request)
         del self._tokens[name]  # only whom it was granted to uses it up
         if name in self.attached:
             raise AttachError(f"guest {name!r} is attached already")
-        if name not in self.backings:
-            self._come_again(name)
+
+    def _domain_for(self, name: str) -> tuple[attach.Backing | RemoteBacking, Hvm]:
         backing = self.backings.get(name)
         hvm = None if backing is None else self._core.hvm(backing.config.domid)
         if backing is None or hvm is None:
             raise AttachError(f"hypervisor {self._config.name!r} has no domain for a guest {name!r}")
-        attach.hand_over(connection, backing, self._core.personality.arch)
-        self.attached[name] = connection
-        self._owner.watch(connection.fileno(), select.EPOLLIN, lambda: self.gone(name))
-        self._owner.domain_attached(backing.config, hvm)
-        self._owner.report("attached", name, backing.config.domid)
+        return backing, hvm
+
+    def _heard(self, name: str) -> None:
+        """The attach connection ended, or says something: what a nested hypervisor lends, if we serve its guests."""
+        config, connection = self.backings[name].config, self.attached[name]
+        if not config.nested or config.mode == "own" or isinstance(connection, RemoteBacking):
+            self.gone(name)
+            return
+        try:
+            found = attach.read_loan(connection)
+            if found is not None:
+                loan, ram = found
+                self._owner.domain_lent(config, loan, MappedMemory(ram))
+                return
+        except BlockingIOError:
+            return
+        except (AttachError, ValueError, OSError) as error:
+            self._owner.report("loan-refused", name, str(error))
+            attach.say_no(connection, str(error))
+        self.gone(name)
 
     def _come_again(self, name: str) -> None:
         """A nested hypervisor that died is there again: a fresh domain for it."""
@@ -131,11 +176,63 @@ class Roster:
             domid, self._nested_lives = NESTED_LAST - self._nested_lives, self._nested_lives + 1
             self.create(replace(nested, domid=domid))
 
+    # -- guests on other hosts (experimental) ----
+
+    def is_remote(self, name: str) -> bool:
+        """Whether a guest is to attach through the broker."""
+        return isinstance(self.backings.get(name), RemoteBacking)
+
+    def remotes(self) -> Iterable[RemoteGuest]:
+        """The guests on other hosts that are attached."""
+        return tuple(self._remotes.values())
+
+    def mirrored(self, name: str, data: Buffer) -> None:
+        """A message of a guest on another host.  The broker vouches for its name."""
+        guest = self._remotes.get(name)
+        try:
+            request = attach_request(data)
+            if request is None:
+                if guest is not None:
+                    guest.receive(data)
+            else:
+                self._introduce_remote(name, request)
+        except (MirrorError, AttachError) as error:
+            # Of words of an attached guest that make no sense RemoteGuest itself has seen to.
+            self._owner.mirror(name, refusal(str(error)))
+
+    def _introduce_remote(self, name: str, request: Request) -> None:
+        if request.name != name:
+            raise AttachError(f"{name!r} cannot attach for {request.name!r}")
+        present = self.attached.get(name)
+        if isinstance(present, RemoteBacking) and hmac.compare_digest(present.token, request.token):
+            self._remotes[name].attached_again()  # it did not hear the answer
+            return
+        self._check(request)
+        backing, hvm = self._domain_for(name)
+        if not isinstance(backing, RemoteBacking):
+            raise AttachError(f"guest {name!r} attaches on its hypervisor's host")
+        self.attached[name] = backing  # before it may wake a vCPU
+        self._remotes[name] = backing.attach(
+            request,
+            time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            self._core.personality.arch,
+            lambda index: self._owner.wake(hvm.vcpus[index]),
+            partial(self._owner.mirror, name),
+            lambda reason: self._remote_gone(name, reason),
+        )
+        self._owner.domain_attached(backing.config, hvm)
+        self._owner.report("attached", name, backing.config.domid)
+
+    def _remote_gone(self, name: str, reason: str) -> None:
+        self._owner.report("remote-guest-gone", name, reason)
+        self.gone(name)
+
     # -- dying, freed ----
 
     def gone(self, name: str) -> None:
         """The attach connection of a guest ended, or said something it has no business to say: kill the domain."""
         connection = self.attached.pop(name, None)
+        self._remotes.pop(name, None)
         if connection is not None:
             self._owner.unwatch(connection.fileno())
             connection.close()

@@ -44,7 +44,7 @@ class Signals:
         if hvm is None:
             if self.levels is not None:
                 domain = self.domains.lookup(domid)
-                if domain is not None and domain.remote is not None:
+                if domain is not None:
                     self.levels.wake(domain)
             return  # dying: the binding is gone
         counters = hvm.counters
@@ -56,7 +56,10 @@ class Signals:
                 return
         route = hvm.routes.get(virq) or hvm.route(virq)
         if route is None:
-            counters.interrupts_dropped += 1
+            if self.levels is not None and self.levels.wake(hvm.domain):
+                counters.interrupts_posted += 1  # to the guests for whom it speaks
+            else:
+                counters.interrupts_dropped += 1
             return
         if route is self._announced:
             counters.interrupts_coalesced += 1

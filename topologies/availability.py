@@ -26,7 +26,6 @@ class Later(NamedTuple):
 
 
 LATER: Final = (
-    Later("hypervisor", "argo.mode", ("own",)),
     Later("guest", "devices", ()),
 )
 

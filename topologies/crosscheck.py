@@ -37,6 +37,7 @@ REFERENCES: Final = (
     Reference("checks.*.guest", "guests", "guest"),
     Reference("hypervisors.*.parent", "hypervisors", "hypervisor"),
     Reference("hypervisors.*.host", "hosts", "host"),
+    Reference("guests.*.host", "hosts", "host"),
     Reference("links.*.between.*", "hypervisors", "hypervisor"),
     Reference("defaults.kind", "kinds", "kind"),
     Reference("groups.*.kind", "kinds", "kind"),

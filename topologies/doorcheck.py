@@ -6,11 +6,13 @@ schema's own check.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final, NamedTuple
 
 from hv_node.doors.personality import Personality
+from hv_node.doors.tables import has_own_call
 from topologies.diagnose import Diagnostic, at, show
+from topologies.levels import STEAL
 from topologies.machines import (
     CPUS,
     DEFAULT_ARCH,
@@ -51,6 +53,8 @@ def machines(root: Node) -> Iterator[Found]:
         machine = _machine(str(location[-1]), node)
         if machine is not None:
             known[machine.name] = machine
+    stolen = yield from _stolen(root, known)
+    known |= stolen
     for location, node in select(root, "guests.*"):
         home = known.get(node.text("on") or "")
         if home is not None:
@@ -81,6 +85,25 @@ def _hypervisor(root: Node, location: Location, node: Node) -> Iterator[Found]:
         yield place, at(firmware.mark, place, f"there are no device trees on {arch} here", choices=("none", "acpi"))
     yield from _offers(root, location, node, personality, "doors", doors_at(personality))
     yield from _offers(root, location, node, personality, "notifications", notifications_at(personality))
+
+
+def _stolen(root: Node, known: dict[str, Machine]) -> Generator[Found, None, dict[str, Machine]]:
+    """Hypervisors whose parent takes the doors of their guests: those are the doors there are."""
+    found = {}
+    for location, node in select(root, "hypervisors.*"):
+        mode = None if (argo := node.get("argo")) is None else argo.get("mode")
+        parent, machine = known.get(node.text("parent") or ""), known.get(str(location[-1]))
+        if mode is None or mode.value != STEAL or parent is None or machine is None:
+            continue
+        doors = tuple(door for door in parent.doors if not has_own_call(parent.personality, door))
+        found[machine.name] = machine._replace(doors=doors)
+        if not doors:
+            place = (*location, "argo", "mode")
+            possible = [door for door in doors_at(parent.personality) if not has_own_call(parent.personality, door)]
+            hint = f"add one to the doors of {parent.name}: doors: [{', '.join((*parent.doors, *possible[:1]))}]"
+            words = f"{show(parent.name)} offers no door that it could take: its own call goes to who is nearest"
+            yield place, at(mode.mark, place, words, hint=hint)
+    return found
 
 
 def _no_such_personality(root: Node, location: Location, node: Node, name: str, arch: str) -> Found:

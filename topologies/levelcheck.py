@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from hmx.notify import MODES
 from hmx.services import SERVICES, service
 from hv_node.levels.viptables import ViptablesError, parse_viptables
 from topologies.diagnose import Diagnostic, at, show
-from topologies.levels import MAX_DEPTH, UP, PortError, ports_of
+from topologies.levels import FORWARD, MAX_DEPTH, STEAL, UP, PortError, ports_of
 from topologies.machines import DEFAULT_ARCH
 from topologies.marks import Location, Mark, Node, key_mark, select
 
 Found = tuple[Location, Diagnostic]
+CARRIED: Final = (FORWARD, STEAL)
+OWN_VECTORS: Final = tuple(row.name for row in MODES if row.own_vectors)
 _SERVICES: Final = tuple(row.name for row in SERVICES)
 
 
@@ -24,6 +27,7 @@ def levels(root: Node) -> Iterator[Found]:
     """All that is wrong with hosts, parents, destinations, policy and links."""
     yield from _hosts(root)
     yield from _parents(root)
+    yield from _modes(root)
     yield from _destinations(root)
     yield from _services(root)
     yield from _policy(root)
@@ -113,6 +117,42 @@ def _same_machine(location: Location, node: Node, outer: Node, parent: str) -> I
         hint = "leave it away"
         words = f"a nested hypervisor has the {key} of its outermost one"
         yield place, at(written.mark, place, words, hint=hint)
+
+
+# ---- modes ----
+
+
+def _modes(root: Node) -> Iterator[Found]:
+    """A hypervisor that does not serve Argo itself: what it cannot have, nor its guests."""
+    modes = {}
+    for location, node in select(root, "hypervisors.*"):
+        argo = node.get("argo")
+        mode = None if argo is None else argo.get("mode")
+        if mode is not None and mode.value in CARRIED:
+            modes[str(location[-1])] = str(mode.value)
+    for location, node in select(root, "hypervisors.*"):
+        parent = node.get("parent")
+        if parent is not None and parent.value in modes:
+            words = f"{show(parent.value)} does not serve Argo itself: nothing can be nested in it"
+            hint = f"argo: {{mode: own}} for {parent.value}"
+            yield (*location, "parent"), at(parent.mark, (*location, "parent"), words, hint=hint)
+    homes = {}
+    for location, node in select(root, "guests.*"):
+        mode_there = modes.get(node.text("on") or "")
+        if mode_there is None:
+            continue
+        homes[str(location[-1])] = mode_there
+        for key, refused in (("control", (True,)), ("implicit-only", (True,)), ("notification", OWN_VECTORS)):
+            written = node.get(key)
+            if written is not None and written.value in refused:
+                place = (*location, key)
+                words = f"not for a guest of {show(node.text('on') or '')}, which does not serve Argo itself"
+                yield place, at(written.mark, place, words, hint="leave it away")
+    for location, row in select(root, "destinations.*"):
+        asks = row.get("from")
+        if asks is not None and homes.get(str(asks.value)) == FORWARD:
+            words = f"{show(str(asks.value))} acts as the hypervisor that it is on, and has no destinations of its own"
+            yield (*location, "from"), at(asks.mark, (*location, "from"), words)
 
 
 # ---- destinations ----

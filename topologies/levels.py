@@ -14,10 +14,24 @@ from typing import Final
 from broker.binding import Binding
 from broker.impair import Impairment
 from hmx.services import ServiceError, port_of, service
-from hv_node.config import DomainConfig, OuterConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
+from hmx.trap import Arch
+from hv_node.config import (
+    DomainConfig,
+    OuterConfig,
+    PolicyConfig,
+    RemoteConfig,
+    RuleConfig,
+    SlotConfig,
+    WardConfig,
+)
+from hv_node.doors.tables import PERSONALITIES, has_own_call
 from hv_node.levels.viptables import parse_viptables
 from topologies.schema import Destination, Guest, Impair, Link, Policy, Topology
 
+FIRST_DOMID: Final = 1
+OWN: Final = "own"
+FORWARD: Final = "forward"
+STEAL: Final = "steal"
 PROXY_FIRST: Final = 0x4000
 """Domain id of the proxy of the lab's first guest."""
 NESTED_MEMORY: Final = 4 << 20
@@ -46,14 +60,44 @@ def path_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
     return tuple(path)
 
 
+def mode_of(topology: Topology, hypervisor: str) -> str:
+    """Who serves the Argo of its guests: itself (own), or its parent, in one of two ways."""
+    return topology.hypervisors[hypervisor].argo.mode
+
+
+def serving(topology: Topology, hypervisor: str) -> str:
+    """The hypervisor that serves the Argo of `hypervisor`'s guests."""
+    keys = topology.hypervisors[hypervisor]
+    return hypervisor if keys.argo.mode == OWN else keys.parent
+
+
 def guest_path(topology: Topology, guest: str) -> tuple[str, ...]:
-    """Where `guest` lives."""
-    return (*path_of(topology, topology.guests[guest].on), guest)
+    """Where others find `guest`: at who serves its Argo, as the domain as which it acts there."""
+    home = topology.guests[guest].on
+    name = home if mode_of(topology, home) == FORWARD else guest
+    return (*path_of(topology, serving(topology, home)), name)
 
 
 def host_of(topology: Topology, hypervisor: str) -> str:
     """The entry of `hosts` that `hypervisor` runs on, "" for this machine: that of its outermost hypervisor."""
     return topology.hypervisors[path_of(topology, hypervisor)[0]].host
+
+
+def leader_of(topology: Topology) -> str:
+    """The entry of `hosts` that is this machine, "" for none: the first of provider `local`."""
+    return next((name for name, keys in topology.hosts.items() if keys.provider == "local"), "")
+
+
+def guest_host(topology: Topology, guest: str) -> str:
+    """The entry of `hosts` that `guest` runs on, "" for this machine: its own, else its hypervisor's."""
+    keys = topology.guests[guest]
+    return keys.host or host_of(topology, keys.on)
+
+
+def is_away(topology: Topology, guest: str) -> bool:
+    """Whether `guest` runs on another host than its hypervisor: then it attaches through the broker."""
+    leader = leader_of(topology)
+    return (guest_host(topology, guest) or leader) != (host_of(topology, topology.guests[guest].on) or leader)
 
 
 def children_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
@@ -62,19 +106,28 @@ def children_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
 
 
 def remotes(topology: Topology, hypervisor: str) -> tuple[RemoteConfig, ...]:
-    """The guests of all other hypervisors, if any of them could be reached from this one."""
-    if not connected(topology):
+    """The guests of all other hypervisors, if any of them could be reached from this one.
+
+    Those of one that forwards are one domain, known by that one's name and by the number of its first guest.
+    """
+    if not connected(topology) or mode_of(topology, hypervisor) != OWN:
         return ()
-    return tuple(
-        RemoteConfig(name, PROXY_FIRST + number, guest_path(topology, name), label_of(topology, name))
-        for number, (name, guest) in enumerate(topology.guests.items())
-        if guest.on != hypervisor
-    )
+    found: dict[tuple[str, ...], RemoteConfig] = {}
+    for number, (name, guest) in enumerate(topology.guests.items()):
+        path = guest_path(topology, name)
+        if serving(topology, guest.on) != hypervisor and path not in found:
+            found[path] = RemoteConfig(path[-1], PROXY_FIRST + number, path, label_of(topology, name))
+    return tuple(found.values())
 
 
 def others(topology: Topology, hypervisor: str) -> tuple[tuple[str, ...], ...]:
-    """Paths of all other hypervisors, if any of them could be reached from this one."""
-    names = topology.hypervisors if connected(topology) else ()
+    """Paths of all other hypervisors that serve guests, if any of them could be reached from this one.
+
+    One that serves none itself has to do with its parent alone.
+    """
+    if mode_of(topology, hypervisor) != OWN:
+        return (path_of(topology, serving(topology, hypervisor)),)
+    names = [name for name in topology.hypervisors if mode_of(topology, name) == OWN] if connected(topology) else []
     return tuple(path_of(topology, name) for name in names if name != hypervisor)
 
 
@@ -109,17 +162,48 @@ def posted(topology: Topology, hypervisor: str) -> tuple[str, ...]:
     return tuple(end for between in ends for end in between if end != hypervisor)
 
 
+def doors_of(topology: Topology, hypervisor: str) -> tuple[str, ...]:
+    """The doors by which guests of `hypervisor` reach Argo; those that its parent takes, if that serves them."""
+    keys = topology.hypervisors[hypervisor]
+    if keys.argo.mode != STEAL:
+        return tuple(keys.doors)
+    parent = topology.hypervisors[keys.parent]
+    personality = PERSONALITIES[parent.personality, Arch[parent.arch.upper()]]
+    return tuple(door for door in parent.doors if not has_own_call(personality, door))
+
+
+def nested_domid(topology: Topology, hypervisor: str) -> int:
+    """Domain id of `hypervisor` on its parent: behind the parent's guests."""
+    parent = topology.hypervisors[hypervisor].parent
+    return FIRST_DOMID + len(_guests_on(topology, parent)) + children_of(topology, parent).index(hypervisor)
+
+
 def nested_domain(topology: Topology, hypervisor: str, domid: int) -> DomainConfig:
-    """The domain that `hypervisor` is on its parent: a vCPU for each of its guests' vCPUs, 64 at most, room for its
-    rings, and, unless it serves Argo itself, its guests' memory.
+    """The domain that `hypervisor` is on its parent: a vCPU for each of its guests' vCPUs, 64 at most, and room for its
+    rings.  The memory of guests whose Argo the parent serves is lent apart.
     """
-    sizes = [(guest.memory, guest.vcpus) for guest in topology.guests.values() if guest.on == hypervisor]
-    inner = [nested_domain(topology, child, 0) for child in children_of(topology, hypervisor)]
-    sizes += [(domain.memory, domain.vcpus) for domain in inner]
-    own = topology.hypervisors[hypervisor].argo.mode == "own"
-    memory = NESTED_MEMORY + (0 if own else sum(memory for memory, _ in sizes))
-    vcpus = min(MAX_NESTED_VCPUS, max(1, sum(vcpus for _, vcpus in sizes)))
-    return DomainConfig(hypervisor, domid, memory, vcpus, nested=True)
+    inside = [topology.guests[name].vcpus for name in _guests_on(topology, hypervisor)]
+    inside += [nested_domain(topology, child, 0).vcpus for child in children_of(topology, hypervisor)]
+    vcpus = min(MAX_NESTED_VCPUS, max(1, sum(inside)))
+    mode = mode_of(topology, hypervisor)
+    return DomainConfig(
+        hypervisor, domid, NESTED_MEMORY, vcpus, nested=True, mode=mode, wards=_wards(topology, hypervisor, domid)
+    )
+
+
+def _guests_on(topology: Topology, hypervisor: str) -> list[str]:
+    return [name for name, guest in topology.guests.items() if guest.on == hypervisor]
+
+
+def _wards(topology: Topology, hypervisor: str, domid: int) -> tuple[WardConfig, ...]:
+    """The guests of `hypervisor` whose Argo its parent serves, with the ids as which they act there."""
+    mode, names = mode_of(topology, hypervisor), _guests_on(topology, hypervisor)
+    if mode == OWN:
+        return ()
+    if mode == FORWARD:
+        return tuple(WardConfig(name, domid) for name in names)
+    numbers = {name: number for number, name in enumerate(topology.guests)}
+    return tuple(WardConfig(name, PROXY_FIRST + numbers[name], label_of(topology, name)) for name in names)
 
 
 def impairment(link: Link) -> Impairment:
@@ -150,11 +234,11 @@ def binding(topology: Topology) -> Binding | None:
     if not connected(topology):
         return None
     nodes = [(name, host_of(topology, name)) for name in topology.hypervisors]
-    nodes += [(name, host_of(topology, guest.on)) for name, guest in topology.guests.items()]
+    nodes += [(name, guest_host(topology, name)) for name in topology.guests]
     return Binding(
         hosts=tuple((name, host) for name, host in nodes if host),
         hypervisors=tuple(path_of(topology, name) for name in topology.hypervisors),
-        guests=tuple((guest_path(topology, name), label_of(topology, name)) for name in topology.guests),
+        guests=tuple(dict.fromkeys((guest_path(topology, name), label_of(topology, name)) for name in topology.guests)),
     )
 
 
@@ -164,13 +248,15 @@ def impairments(topology: Topology) -> tuple[tuple[str, str, Impairment], ...]:
 
 
 def label_of(topology: Topology, guest: str) -> str:
-    """The label of `guest`, "" for none."""
+    """The label of `guest`, "" for none; one whose hypervisor forwards acts as that, which has none."""
+    if mode_of(topology, topology.guests[guest].on) == FORWARD:
+        return ""
     return topology.policy.labels.get(guest, "") if topology.policy is not None else ""
 
 
 def slots(topology: Topology, hypervisor: str) -> tuple[SlotConfig, ...]:
     """The implicit-destination table of the guests of `hypervisor`, and of the hypervisors on it."""
-    holders = [name for name, guest in topology.guests.items() if guest.on == hypervisor]
+    holders = [name for name, guest in topology.guests.items() if serving(topology, guest.on) == hypervisor]
     holders += children_of(topology, hypervisor)
     made = []
     for holder in holders:
@@ -256,9 +342,20 @@ def ports_of(text: str) -> tuple[int, int]:
 
 
 def peers_of(topology: Topology, guest: str, local: Mapping[str, int]) -> dict[str, int]:
-    """Domain ids by which `guest` may know others: those beside it, and proxies.  None for one that uses slots only."""
+    """Domain ids by which `guest` may know others: those beside it, and proxies.  None for one that uses slots only.
+
+    `local`: the ids of guests on the hypervisor that serves its Argo.
+    """
     keys: Guest = topology.guests[guest]
     if keys.implicit_only:
         return {}
-    beside = {peer: domid for peer, domid in local.items() if peer != guest}
-    return beside | {remote.name: remote.domid for remote in remotes(topology, keys.on)}
+    home = serving(topology, keys.on)
+    known = {remote.path: remote.domid for remote in remotes(topology, home)}
+    found = dict(local)
+    for child in children_of(topology, home):
+        found |= {ward.name: ward.domid for ward in _wards(topology, child, nested_domid(topology, child))}
+    for name in topology.guests:
+        path = guest_path(topology, name)
+        if path in known:
+            found[name] = known[path]
+    return {name: domid for name, domid in found.items() if name != guest}

@@ -24,7 +24,7 @@ from topologies.schema import Hypervisor, Topology
 
 BROKER: Final = "broker"  # the broker's name among the nodes
 CONTROL_DOMID: Final = 0
-FIRST_DOMID: Final = 1
+FIRST_DOMID: Final = levels.FIRST_DOMID
 _SEED_BYTES: Final = 6  # seeds stay exact in every JSON reader
 
 
@@ -144,7 +144,7 @@ def plan(
             personality=keys.personality,
             arch=keys.arch,
             cpu=keys.cpu,
-            doors=tuple(keys.doors),
+            doors=() if keys.argo.mode == levels.STEAL else tuple(keys.doors),
             notifications=tuple(keys.notifications),
             argo_cmdline=argo_cmdline(keys),
             xsm=keys.xsm,
@@ -162,7 +162,7 @@ def plan(
             hypervisors=levels.others(topology, hypervisor),
             remotes=levels.remotes(topology, hypervisor),
             slots=levels.slots(topology, hypervisor),
-            policy=levels.policy(topology.policy),
+            policy=levels.policy(topology.policy) if keys.argo.mode == levels.OWN else None,
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
     )
@@ -183,7 +183,7 @@ def plan(
             notification=guest_keys.notification,
             program=guest_keys.program,
             arguments=guest_keys.with_,
-            peers=levels.peers_of(topology, guest, domids[guest_keys.on]),
+            peers=levels.peers_of(topology, guest, domids[levels.serving(topology, guest_keys.on)]),
             seed=node_seed(seed, guest),
             base_dir=places.base_dir,
             output_dir=places.node_dir(guest),
@@ -239,8 +239,8 @@ def _domains(topology: Topology, hypervisor: str, domids: dict[str, int]) -> tup
     keys = topology.hypervisors[hypervisor]
     guests = tuple(_domain(topology, guest, domid, keys) for guest, domid in domids.items())
     return guests + tuple(
-        levels.nested_domain(topology, child, FIRST_DOMID + len(domids) + number)
-        for number, child in enumerate(levels.children_of(topology, hypervisor))
+        levels.nested_domain(topology, child, levels.nested_domid(topology, child))
+        for child in levels.children_of(topology, hypervisor)
     )
 
 
@@ -251,12 +251,14 @@ def _domain(topology: Topology, name: str, domid: int, hypervisor: Hypervisor) -
         from topologies.firmware.plan import firmware_of  # its builders are for labs that have firmware
 
         blob = firmware_of(
-            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()], hypervisor.doors,
-            hypervisor.notifications, guest.memory, guest.vcpus, levels.offers(topology, name),
+            hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()],
+            levels.doors_of(topology, guest.on), hypervisor.notifications, guest.memory, guest.vcpus,
+            levels.offers(topology, name),
         )  # fmt: skip
     return DomainConfig(
         name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,
         storage=tuple(guest.storage), label=levels.label_of(topology, name), implicit_only=guest.implicit_only,
+        remote=levels.is_away(topology, name),
     )  # fmt: skip
 
 

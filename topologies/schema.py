@@ -181,6 +181,9 @@ class SharedKeys(Keys):
     kind: Reference = Field(default="", description="Take defaults from this entry of `kinds`.")
     group: Reference = Field(default="", description="Take defaults from this entry of `groups`.")
     restart: Restart = Field(default="never", description="When a node that died is started again.")
+    host: Reference = Field(
+        default="", description="The entry of `hosts` it runs on; for a guest by default where its hypervisor runs."
+    )
 
 
 class Hypervisor(SharedKeys):
@@ -189,7 +192,6 @@ class Hypervisor(SharedKeys):
     personality: Personality = Field(default="xen", description="Which hypervisor it behaves as.")
     arch: Arch = Field(default="x86_64", description="Instruction set of the machine and its guests.")
     cpu: Cpu = Field(default="intel", description="The machine below the outermost hypervisor; armv8 for aarch64.")
-    host: Reference = Field(default="", description="The entry of `hosts` it runs on.")
     parent: Reference = Field(default="", description="The hypervisor that this one is a guest of.")
     argo: ArgoKeys = Field(default=ArgoKeys(), description="Argo settings.")
     doors: list[Door] = Field(

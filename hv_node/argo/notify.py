@@ -170,11 +170,12 @@ class QueryAnswer(NamedTuple):
 class Entries:
     """Job B from an entry on whose ring is on another hypervisor (experimental, not upstream)."""
 
-    __slots__ = ("caller", "core", "ctx", "entry", "left", "token")
+    __slots__ = ("caller", "core", "ctx", "entry", "left", "memory", "token")
 
     def __init__(self, core: Argo, caller: Domain, entry: int, left: int, ctx: int, token: object) -> None:
         self.core = core
         self.caller = caller
+        self.memory = caller.memory  # a domain may speak for several guests, each with its own
         self.entry = entry
         self.left = left
         self.ctx = ctx
@@ -199,7 +200,12 @@ class Entries:
 
     def answered(self, answer: QueryAnswer) -> None:
         """The answer that `query` did not have at once."""
-        ret = self._absorb(answer) or self.run()
+        caller, memory = self.caller, self.caller.memory
+        caller.memory = self.memory
+        try:
+            ret = self._absorb(answer) or self.run()
+        finally:
+            caller.memory = memory
         if ret is not PENDING:
             self.core.sink.complete(self.token, ret)
 

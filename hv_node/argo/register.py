@@ -166,12 +166,19 @@ def unregister_ring(core: Argo, caller: Domain, a1: int, a2: int, a3: int, a4: i
     if argo is None:
         return _U_NO_ARGO
     ring = argo.rings.get((port, partner_id))
-    if ring is None:
+    if ring is None or (partner_id == DOMID_XEN and not caller.nested):
         return _U_NO_RING
+    delete_ring(core, caller, ring)
+    return 0
+
+
+def delete_ring(core: Argo, owner: Domain, ring: Ring) -> None:
+    """A ring of `owner` goes, and its only sender's record of it."""
+    argo = owner.argo
+    assert argo is not None
     argo.delete(ring, core.lookup)
     argo.ring_count -= 1
-    if partner_id != DOMID_ANY:
-        partner = core.lookup(partner_id)
+    if ring.partner != DOMID_ANY:
+        partner = core.lookup(ring.partner)
         if partner is not None and partner.argo is not None:
-            partner.argo.drop_send_record(caller.domid, port)
-    return 0
+            partner.argo.drop_send_record(owner.domid, ring.port)

@@ -83,6 +83,7 @@ class Executor:
         self._v4v = v4v
         self._post = post
         self.stolen = stolen
+        self.forward: Stolen | None = None  # who carries further what is called by our own doors
         self.hides_domid: Callable[[int], bool] = lambda _domid: False
         self._level = len(parents)
         self._composed = Composition((*parents, with_doors(personality, doors)), CPUS[cpu])
@@ -91,7 +92,8 @@ class Executor:
 
     def kind_of_xen_call(self) -> Kind | None:
         """The instruction that is Xen's hypercall on this x86 machine, if Argo is offered by it."""
-        if self.own_call is not None and self.own_call.arch is Arch.X86_64 and self.own_call.speaks == "xen":
+        own = self.own_call if self.forward is None else None
+        if own is not None and own.arch is Arch.X86_64 and own.speaks == "xen":
             for kind in (Kind.VMCALL, Kind.VMMCALL):
                 found = self.resolve(kind, 0, 0)
                 if found.level == self._level and found.handler in ("hypercall", "viridian-call"):
@@ -145,6 +147,9 @@ class Executor:
         counters = call.vcpu.hvm.counters
         counters.hypercalls += 1
         counters.argo_ops += 1
+        if self.forward is not None:
+            ret = self.carried(self.forward, call, self._level - 1, cmd, a1, a2, a3, a4)
+            return ret if ret is PENDING else ret & _M32
         if cmd not in (Op.SENDV, Op.NOTIFY):
             ret = self._ring_op(call, call.vcpu.hvm, cmd, a1, a2, a3, a4)
             return ret if ret is PENDING else ret & _M32
@@ -162,6 +167,9 @@ class Executor:
         counters = hvm.counters
         counters.hypercalls += 1
         counters.argo_ops += 1
+        if self.forward is not None:
+            ret = self.carried(self.forward, call, self._level - 1, cmd, a1, a2, a3, a4)
+            return ret if ret is PENDING else ret & _M64
         if cmd not in (Op.SENDV, Op.NOTIFY):
             ret = self._ring_op(call, hvm, cmd, a1, a2, a3, a4)
             return ret if ret is PENDING else ret & _M64
@@ -175,6 +183,18 @@ class Executor:
             elif ret in ZERO_EXTENDED:
                 return ret & _M32
         return ret & _M64
+
+    def carried(self, by: Stolen, call: Call, level: int, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
+        """argo_op that a hypervisor further out serves, but for what is ours: how our guest is interrupted."""
+        if cmd == NotifyOp.SET_NOTIFICATION:
+            return call.vcpu.hvm.notification.set_notification(a1, a2, a3)
+        self.token(call)
+        ret = by(call, level, cmd, a1, a2, a3, a4)
+        return ret & _M32 if cmd == Op.SENDV and ret in ZERO_EXTENDED else ret
+
+    def carried_features(self) -> int:
+        """The notification modes of a guest whose calls are carried: a ring's own interrupt is none of them."""
+        return sum(row.feature for row in MODES if row.name in self.notifications and not row.own_vectors)
 
     def _ring_op(self, call: Call, hvm: Hvm, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
         """An operation that may change which interrupt a ring has."""
@@ -202,6 +222,8 @@ class Executor:
 
     def mode_features(self) -> int:
         """The notification modes as bits of a door's features."""
+        if self.forward is not None:
+            return self.carried_features()
         return sum(row.feature for row in MODES if row.name in self.notifications)
 
     def v4v_call(self, call: Call, op: int, *arguments: int) -> int:

@@ -94,9 +94,12 @@ class Outer:
         if stolen is None:
             return _ENOSYS & _M64
         counters.argo_ops += 1
-        self._inner.token(call)
-        ret = stolen(call, self._level, cmd, a1, a2, a3, a4)
+        ret = self._inner.carried(stolen, call, self._level, cmd, a1, a2, a3, a4)
         return ret if ret is PENDING else ret & _M64
+
+    def hides_domid(self, domid: int) -> bool:
+        """Who is not to know its own id is its own hypervisor's affair."""
+        return self._inner.hides_domid(domid)
 
     def v4v_call(self, call: Call, *_arguments: int) -> int:
         """v4v is not carried further."""
@@ -109,4 +112,4 @@ class Outer:
 
     def mode_features(self) -> int:
         """How this guest is notified is its own hypervisor's affair."""
-        return 0
+        return 0 if self._inner.stolen is None else self._inner.carried_features()

@@ -13,8 +13,9 @@ from hmx.errno import Errno
 from hv_node.domain import Domain
 from hv_node.levels.answers import Admission, Answer, Answers
 from hv_node.levels.calls import FLOOR_MASK
+from hv_node.levels.carried import CARRY
 from hv_node.levels.notices import notice
-from hv_node.levels.paths import Path, absolute
+from hv_node.levels.paths import ITSELF, Path, absolute
 from hv_node.levels.remote import (
     BACK_SHIFT,
     BATCH,
@@ -127,15 +128,20 @@ class Far:
             level.host.event("malformed-envelope", "/".join(path), str(error))
             return _SENSELESS
         if kind == EnvelopeKind.WAKE:
-            self._wake(envelope)
+            self._wake(path, envelope)
         elif kind == EnvelopeKind.ENDPOINT_DIED:
             level.died(path, envelope.op, payload, envelope.origin_epoch)
         return Answer(0)
 
-    def _wake(self, envelope: Envelope) -> None:
-        guest = self._level.guest(str(envelope.dst[-1]))
+    def _wake(self, path: Path, envelope: Envelope) -> None:
+        level = self._level
+        if envelope.dst == (*level.path, ITSELF):
+            if path[:-1] == level.path[:-1]:
+                level.wards.woken()
+            return
+        guest = level.guest(str(envelope.dst[-1]))
         if guest is not None:
-            self._level.host.raise_virq(guest.domid, VIRQ_ARGO)
+            level.host.raise_virq(guest.domid, VIRQ_ARGO)
 
     # -- sendv ----
 
@@ -250,8 +256,10 @@ class Far:
 
     # -- notify, and what others ask ----
 
-    def _query(self, path: Path, envelope: Envelope, payload: bytes) -> Answer:
+    def _query(self, path: Path, envelope: Envelope, payload: bytes) -> Answer | None:
         level = self._level
+        if envelope.op == CARRY:
+            return level.wards.carried(path, payload, lambda answer: self._done(path, envelope, answer))
         if envelope.op != Op.NOTIFY:
             return level.requested(path, envelope.op, payload)
         source = level.proxies.meet(path, envelope.origin_epoch, envelope.label)

@@ -106,6 +106,9 @@ class Furniture:
         self.on_policy: Callable[[], None] = lambda: None
         self.installed = False
         self._rows: dict[str, list[SlotConfig]] = {domain.name: [] for domain in config.domains}
+        self._rows |= {
+            ward.name: [] for domain in config.domains if domain.mode == "steal" for ward in domain.wards
+        }
         self._confined = {domain.name for domain in config.domains if domain.implicit_only}
         self._next: dict[str, int] = {}
         for row in config.slots:

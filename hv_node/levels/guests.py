@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hv_node.argo.core import Argo
     from hv_node.domain import DomainTable
     from hv_node.levels.calls import Calls
+    from hv_node.levels.carried import Wards
     from hv_node.levels.far import Far
     from hv_node.levels.near import Near
     from hv_node.levels.options import Host, LevelCounters, LevelOptions
@@ -37,6 +38,7 @@ class Guests:
     calls: Calls
     near: Near
     far: Far
+    wards: Wards
     now_ns: int
 
     def __init__(self, proxies: Proxies) -> None:
@@ -51,8 +53,10 @@ class Guests:
     # -- our own ----
 
     def domain_created(self, domain: Domain) -> None:
-        """A domain was created here.  A nested hypervisor is no guest that others could name."""
-        if domain.remote is None and not domain.nested:
+        """A domain was created here.  A nested hypervisor is no guest that others could name, unless it speaks for its
+        guests.
+        """
+        if domain.remote is None and (not domain.nested or self.wards.forwards(domain.name)):
             self._enter(domain)
         if self.on_born is not None:
             self.on_born(domain)
@@ -92,6 +96,10 @@ class Guests:
     def guest(self, name: str) -> Domain | None:
         """Our guest of that name, alive or dying."""
         return self._guests.get(name)
+
+    def guests(self) -> list[Domain]:
+        """All our guests."""
+        return list(self._guests.values())
 
     def guest_path(self, domid: int) -> Path | None:
         """The path of a guest of ours."""
@@ -141,11 +149,15 @@ class Guests:
 
     # -- effects ----
 
-    def wake(self, domain: Domain) -> None:
-        """VIRQ_ARGO for a proxy."""
+    def wake(self, domain: Domain) -> bool:
+        """VIRQ_ARGO for a proxy, or for whom a nested hypervisor runs for us.  False: for nobody elsewhere."""
+        end = domain.remote
+        if end is None:
+            return self.wards.wake(domain)
         self.far.retry(domain.domid)
         if domain.argo is not None:
-            self.near.wake(domain)
+            self.near.wake(domain, end.path[:-1], end.path)
+        return True
 
     def settle(self, token: object, domid: int, ret: int | None) -> None:
         """A guest's operation that was pending ends, unless the guest is dead."""
@@ -161,6 +173,9 @@ class Guests:
             return
         if path[-1] == ITSELF:
             self.hypervisor_died(path[:-1])
+            return
+        if self.wards.is_ours(path):
+            self.wards.heard(path, what)
             return
         domain = self.proxies.lookup(path)
         if what == Death.RESET:
@@ -182,6 +197,8 @@ class Guests:
         for domain in self.proxies.below(prefix):
             self.counters.deaths += self.proxies.retire(domain)
             self._freeing.append((self.now_ns + self.options.linger_ns, domain))
+        if prefix[:-1] == self.path:
+            self.wards.lost(prefix[-1])
         self.calls.far_died(prefix)
         if self.on_lost is not None:
             self.on_lost(prefix)
@@ -190,10 +207,14 @@ class Guests:
 
     def next_free(self) -> int | None:
         """When `free_due` has something to do."""
-        return min((due for due, _ in self._freeing), default=None)
+        moments = [due for due, _ in self._freeing]
+        if (due := self.wards.next_free()) is not None:
+            moments.append(due)
+        return min(moments, default=None)
 
     def free_due(self, now_ns: int) -> None:
         """Free the proxies of dead hypervisors that have been held long enough."""
         for due, domain in [item for item in self._freeing if item[0] <= now_ns]:
             self._freeing.remove((due, domain))
             self.proxies.free(domain)
+        self.wards.free_due(now_ns)

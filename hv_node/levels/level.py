@@ -16,6 +16,7 @@ from hv_node.domain import Domain
 from hv_node.levels import paths
 from hv_node.levels.answers import Answer
 from hv_node.levels.calls import HOPS, Calls, Operation
+from hv_node.levels.carried import Wards
 from hv_node.levels.far import Far
 from hv_node.levels.guests import Guests
 from hv_node.levels.near import Near
@@ -67,6 +68,7 @@ class Level(Guests):
         self.calls = Calls(options.epoch, options.link_timeout_ns, self._emit, self._unknown)
         self.near = Near(self)
         self.far = Far(self)
+        self.wards = Wards(self)
         self._peers_down: set[str] = set()  # other L0s that the fabric cannot reach now
         self._peers_dead: set[str] = set()
         super().__init__(Proxies(self.argo, self.domains, self.near))

@@ -292,25 +292,26 @@ class Near:
 
     # -- what is said ----
 
-    def wake(self, proxy: Domain) -> None:
-        """VIRQ_ARGO for a guest elsewhere.  One that has not left yet serves for this one too."""
-        known = self._waking.get(proxy.domid)
+    def wake(self, domain: Domain, far: Path, path: Path) -> None:
+        """VIRQ_ARGO of `domain` for whom the hypervisor at `far` has at `path`.
+
+        One that has not left yet serves for this one too.
+        """
+        known = self._waking.get(domain.domid)
         if known is not None:
             op, _ = known
-            self._waking[proxy.domid] = op, bool(op.out)
+            self._waking[domain.domid] = op, bool(op.out)
             return
-        end = proxy.remote
-        assert isinstance(end, RemoteEnd)
         self._level.counters.wakes += 1
-        op = self._say(EnvelopeKind.WAKE, end.far, ITSELF, end.path, 0)
+        op = self._say(EnvelopeKind.WAKE, far, ITSELF, path, 0)
         if op.ret is None:
-            self._waking[proxy.domid] = op, False
-            op.settled = lambda _: self._woken(proxy)
+            self._waking[domain.domid] = op, False
+            op.settled = lambda _: self._woken(domain, far, path)
 
-    def _woken(self, proxy: Domain) -> None:
-        _, again = self._waking.pop(proxy.domid)
-        if again and proxy.argo is not None:
-            self.wake(proxy)
+    def _woken(self, domain: Domain, far: Path, path: Path) -> None:
+        _, again = self._waking.pop(domain.domid)
+        if again and domain.argo is not None:
+            self.wake(domain, far, path)
 
     def tell(self, guest: str, what: Death, name: str = "") -> None:
         """Tell every hypervisor that may know `guest` what became of it."""

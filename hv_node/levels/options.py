@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hv_node.argo.core import Argo
 from hv_node.domain import DomainTable
 from hv_node.levels.paths import Path
 from hv_node.levels.proxies import RemoteConfig
+
+if TYPE_CHECKING:
+    from hv_node.levels.carried import WardPlan
 
 LINK_TIMEOUT_NS = 5_000_000_000
 LINGER_NS = 500_000_000
@@ -51,6 +54,7 @@ class LevelOptions:
         peers: Paths of the lab's other hypervisors, as far as they have no guest among `remotes`.
         posted: Paths of far hypervisors to which messages are posted.
         posted_credit: Posted messages without an answer, per far hypervisor.
+        wards: By nested hypervisor, its guests whose Argo is served here.
     """
 
     epoch: int = 1
@@ -62,6 +66,7 @@ class LevelOptions:
     peers: tuple[Path, ...] = ()
     posted: frozenset[Path] = frozenset()
     posted_credit: int = POSTED_CREDIT
+    wards: Mapping[str, WardPlan] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -82,6 +87,7 @@ class LevelCounters:
     posted: int = 0
     posted_lost: int = 0
     malformed: int = 0
+    carried: int = 0  # operations of guests of a nested hypervisor that are served here
     delivered: int = 0  # messages from elsewhere that lie in rings of guests here
     delivered_bytes: int = 0
 

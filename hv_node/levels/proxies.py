@@ -180,15 +180,22 @@ class Proxies:
             if epoch < end.epoch:
                 return None
             self.die(domain)
+        domid = self.fresh()
+        if domid is None:
+            return None
+        made = self._enter(path, domid, self.label(path, claimed))
+        assert isinstance(made.remote, RemoteEnd)
+        made.remote.epoch = epoch
+        return made
+
+    def fresh(self) -> int | None:
+        """An id that nobody had; None: none is left."""
         while self._next < DOMID_FIRST_RESERVED and self._domains.lookup(self._next) is not None:
             self._next += 1
         if self._next >= DOMID_FIRST_RESERVED:
             return None
         self._next += 1
-        made = self._enter(path, self._next - 1, self.label(path, claimed))
-        assert isinstance(made.remote, RemoteEnd)
-        made.remote.epoch = epoch
-        return made
+        return self._next - 1
 
     def below(self, prefix: Path) -> list[Domain]:
         """All proxies for guests of the hypervisor at `prefix` and of those inside it."""

@@ -14,11 +14,12 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from broker.envelope import Envelope
-from hmx.attach import MAX_MESSAGE, AttachError, Request, accepted, pack_request
+from hmx.attach import MAX_MESSAGE, AttachError, Loan, Request, accepted, pack_loan, pack_request, unpack_reply
 from hmx.trap import Arch
 from hmx.vcpu_area import AREA_SIZE, AreaError, GuestSide
 from hv_node.config import HypervisorConfig
@@ -104,6 +105,7 @@ class Ascent:
         self._ask_at: float | None = None
         self._deadline: float | None = None
         self._lost = False
+        self._loans: deque[tuple[Loan, int]] = deque()
 
     # -- attaching ----
 
@@ -153,7 +155,7 @@ class Ascent:
         """The reply; after it the connection says nothing more, and its end is the parent's."""
         assert self._connection is not None
         if self._residence is not None:
-            self._lose(f"hypervisor {self._config.parent} is gone")
+            self._lose(f"hypervisor {self._config.parent} {self._last_words(self._connection)}")
             return
         fds: list[int] = []
         arch = Arch[self._config.arch.upper()]
@@ -166,8 +168,36 @@ class Ascent:
                     fds.extend(received)
             self._residence = Residence(data, fds, self._config.name, arch)
             self._move_in(self._residence, arch)
+            self._hand_over()
         except (AttachError, AreaError, NoParent, OSError) as error:
             self._lose(f"hypervisor {self._config.parent}: {error}")
+
+    @staticmethod
+    def _last_words(connection: socket.socket) -> str:
+        """Why the parent has nothing more to do with us."""
+        with contextlib.suppress(OSError, AttachError):
+            data = connection.recv(MAX_MESSAGE)
+            if data:
+                return f"refused what it was lent: {unpack_reply(data).text}"
+        return "is gone"
+
+    def lend(self, loan: Loan, ram_fd: int) -> None:
+        """Give the parent the memory of a guest whose Argo it serves, now or once there is a way."""
+        self._loans.append((loan, os.dup(ram_fd)))
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._loans and self._residence is not None and self._connection is not None:
+            loan, fd = self._loans[0]
+            try:
+                socket.send_fds(self._connection, [pack_loan(loan)], [fd])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(f"hypervisor {self._config.parent}: {error.strerror}")
+                return
+            self._loans.popleft()
+            os.close(fd)
 
     def _move_in(self, residence: Residence, arch: Arch) -> None:
         for bell in residence.bells:
@@ -212,6 +242,8 @@ class Ascent:
                 self._connect()
         if self.uplink is None or self._lost:
             return False
+        if self._loans:
+            self._hand_over()
         try:
             return self.uplink.turn(now_ns)
         except NoParent as error:
@@ -237,6 +269,9 @@ class Ascent:
     def close(self) -> None:
         """Leave the domain: for the parent that is its end."""
         self._lost = True
+        for _, fd in self._loans:
+            os.close(fd)
+        self._loans.clear()
         if self._connection is not None:
             self._connection.close()
         if self._residence is not None:

@@ -12,10 +12,12 @@ from typing import Any, Final
 from broker.envelope import Envelope
 from broker.frames import whole_bytes
 from hmx.errno import Errno
+from hmx.memory import GuestMemory
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.domain import Domain
 from hv_node.hvm import Hvm, Vcpu
 from hv_node.hypervisor import Hypervisor
+from hv_node.levels.carried import OWN, STEAL, Carrier, WardPlan
 from hv_node.levels.furnish import Furniture
 from hv_node.levels.level import Level
 from hv_node.levels.options import LevelOptions
@@ -31,15 +33,22 @@ ORDER_DONE: Final = "order-done"
 def level_options(config: HypervisorConfig, epoch: int) -> LevelOptions:
     """What a plan says about a level."""
     remotes = tuple(RemoteConfig(row.name, row.domid, row.path, row.label) for row in config.remotes)
+    labels = [(domain.name, domain.label) for domain in config.domains]
+    labels += [(ward.name, ward.label) for domain in config.domains for ward in domain.wards]
     return LevelOptions(
         epoch=epoch,
         link_timeout_ns=config.link_timeout_ns,
         linger_ns=config.linger_ns,
         remotes=remotes,
-        labels={domain.name: domain.label for domain in config.domains if domain.label},
+        labels={name: label for name, label in labels if label},
         children=tuple(domain.name for domain in config.domains if domain.nested),
         peers=config.hypervisors,
         posted=frozenset(row.path[:-1] for row in remotes if row.path[0] in config.posted),
+        wards={
+            domain.name: WardPlan(domain.mode, {ward.name: ward.domid for ward in domain.wards})
+            for domain in config.domains
+            if domain.nested and domain.mode != OWN
+        },
     )
 
 
@@ -68,6 +77,10 @@ class Joint:
         self.furniture.on_policy = core.end_v4v
         core.keep_apart(self.furniture.slots.confined, self.furniture.speaks_v4v)
         core.argo.on_uplink = self._rise
+        self._carrier: Carrier | None = None
+        if config.parent and config.mode != OWN and (config.mode == STEAL or core.argo.enabled):
+            self._carrier = Carrier(self.level)
+            core.carry(config.mode, self._carrier.carry)
 
     # -- above ----
 
@@ -124,6 +137,24 @@ class Joint:
         if downlink is not None:
             downlink.attach(hvm.domain, len(hvm.vcpus))
             self.level.attach(config.name, downlink, self._clock())
+
+    def lent(self, config: DomainConfig, guest: str, memory: GuestMemory) -> None:
+        """A nested hypervisor lends the memory of a guest of its own, whose Argo is ours.  ValueError: unasked."""
+        self.level.wards.lend(config.name, guest, memory)
+
+    def lending(self) -> list[tuple[int, str]]:
+        """Whose memory the parent must have, since it serves their Argo: domain ids, and names as it knows them."""
+        if self._carrier is None:
+            return []
+        paths = [(domain.domid, self.level.guest_path(domain.domid)) for domain in self.level.guests()]
+        return [(domid, path[-1]) for domid, path in paths if path is not None]
+
+    def when_served(self, then: Callable[[], None]) -> None:
+        """Call `then` when our guests' Argo is served: at once where it is ours."""
+        if self._carrier is None:
+            then()
+        else:
+            self._carrier.when_present([name for _, name in self.lending()], then)
 
     def dying(self, config: DomainConfig) -> None:
         """Nobody does any more."""

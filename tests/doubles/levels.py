@@ -16,6 +16,7 @@ from hv_node.argo.core import Argo
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
 from hv_node.effects import RecordingSink
+from hv_node.levels.carried import CarriedCall
 from hv_node.levels.level import Level
 from hv_node.levels.options import LevelOptions
 from hv_node.levels.paths import EVERYBODY, Path
@@ -79,12 +80,13 @@ class Node:
 
     def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
         domain = self.domains.lookup(domid)
-        if domain is not None and domain.remote is not None:
-            self.level.wake(domain)
-        else:
+        if domain is None or not self.level.wake(domain):
             self.virqs.append((domid, virq))
 
     def complete(self, token: object, ret: int) -> None:
+        if isinstance(token, CarriedCall):
+            token.end(ret)
+            return
         assert token not in self.completed, "completed twice"
         self.completed[token] = ret
 

@@ -69,6 +69,19 @@ def test_four_levels(rig: Rig, runtime: str) -> None:
     rig.wait_for_nothing()
 
 
+@pytest.mark.parametrize("runtime", ["processes", "inline"])
+def test_three_ways_to_serve_guests_of_a_guest(rig: Rig, runtime: str) -> None:
+    """The shipped topology: own, forward and steal; each sends a file to L0 and gets one, all hashes match."""
+    outcome = outcome_of(rig, str(LIBRARY / "nested-modes.yaml"), "--runtime", runtime)
+    found = results(outcome)
+    assert len(found) == 17 and len({row["sha256"] for row in found.values() if "sha256" in (row or {})}) == 1
+    levels = {node["name"]: node["counters"]["level"] for node in outcome["nodes"] if node["kind"] == "hypervisor"}
+    assert levels["owner"]["sends"] > 0
+    for name in ("forwarder", "bypassed"):
+        assert (levels[name]["sends"], levels[name]["executed"], levels[name]["outcome_unknown"]) == (0, 0, 0)
+    rig.wait_for_nothing()
+
+
 PLACES = {"beside": ("hv0", "hv0"), "inside": ("hv0", "hv1"), "outside": ("hv1", "hv0")}
 
 
@@ -170,6 +183,71 @@ def test_the_hypervisor_outside_is_killed(rig: Rig) -> None:
     wait_until(lambda: {rig.node(name)["state"] for name in ("inner", "up")} <= {"failed", "died"}, WITHIN)
     log = (rig.base / "levels" / "nodes" / "hv1" / "log").read_text()
     assert "hypervisor hv0 is gone" in log
+    down(rig)
+
+
+MODES = """
+name: levels
+hypervisors:
+  hv0: {{doors: [hypercall, msr], argo: {{mac-permissive: true, linger: 300ms}}}}
+  hv1: {{parent: hv0, personality: kvm, restart: {restart}, argo: {{mode: {mode}, linger: 300ms}}}}
+guests:
+  outer: {{on: hv0, memory: 16MiB, program: 'peers:takes'}}
+  inner: {{on: hv1, memory: 16MiB, program: 'peers:takes'}}
+  down: {{on: hv0, memory: 16MiB, program: 'peers:counts', with: {{to: inner, directory: {place}}}}}
+  up: {{on: hv1, memory: 16MiB, program: 'peers:counts', with: {{to: outer, directory: {place}}}}}
+"""
+
+
+@pytest.mark.parametrize("mode", ["forward", "steal"])
+def test_guests_whose_argo_the_parent_serves_are_killed(rig: Rig, mode: str) -> None:
+    """A guest's rings are gone, its id too if it had one, its neighbour lives; then its hypervisor, all with it."""
+    rig.program(PEERS, "peers.py")
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="never")))
+    assert done.returncode == 0, done.stderr
+    for name in ("down", "up"):
+        wait_until(lambda name=name: rig.sent(name) > 5, WITHIN)  # type: ignore[misc]
+    os.kill(rig.node("inner")["pid"], signal.SIGKILL)
+    gone = ["Connection refused"] if mode == "forward" else ["Connection refused", "No such process"]
+    wait_until(lambda: words(rig, "down")[-len(gone) :] == gone, WITHIN)
+    before = rig.sent("up")
+    wait_until(lambda: rig.sent("up") > before + 5, WITHIN)
+    hv0 = rig.node("hv0")["pid"]
+    os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
+    wait_until(lambda: words(rig, "down")[-1] == "No such process", WITHIN)
+    wait_until(lambda: rig.node("up")["state"] in ("failed", "died"), WITHIN)
+    assert (rig.node("hv0")["pid"], rig.node("hv0")["state"]) == (hv0, "ready")
+    assert {rig.node(name)["state"] for name in ("outer", "down")} == {"ready"}
+    down(rig)
+
+
+@pytest.mark.parametrize("mode", ["forward", "steal"])
+def test_the_hypervisor_of_guests_that_the_parent_serves_is_killed(rig: Rig, mode: str) -> None:
+    """While they are at it: for their peers they are dead, then gone."""
+    rig.program(PEERS, "peers.py")
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="never")))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: rig.sent("down") > 5, WITHIN)
+    os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
+    wait_until(lambda: words(rig, "down")[-2:] == ["Connection refused", "No such process"], WITHIN)
+    wait_until(lambda: {rig.node(name)["state"] for name in ("inner", "up")} <= {"failed", "died"}, WITHIN)
+    assert rig.node("outer")["state"] == "ready"
+    down(rig)
+
+
+@pytest.mark.parametrize("mode", ["forward", "steal"])
+def test_the_hypervisor_of_guests_that_the_parent_serves_comes_again(rig: Rig, mode: str) -> None:
+    """It lends the memory of its guests' second lives, and they reach out again."""
+    rig.program(PEERS, "peers.py")
+    done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="on-failure")))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: rig.sent("up") > 5, WITHIN)
+    os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
+    wait_until(lambda: (rig.node("hv1")["restarts"], rig.node("hv1")["state"]) == (1, "ready"), 2 * WITHIN)
+    wait_until(lambda: rig.node("up")["state"] == "ready", 2 * WITHIN)
+    again = rig.sent("up")
+    wait_until(lambda: rig.sent("up") != again, WITHIN)
+    assert words(rig, "up")[-1] == "ok"
     down(rig)
 
 

@@ -34,7 +34,9 @@ def config(arch: str = "x86_64", **more: Any) -> GuestConfig:
     )  # fmt: skip
 
 
-async def life(personality: str, doors: tuple[str, ...], wanted: GuestConfig) -> tuple[list[list[Any]], Ending]:
+async def life(
+    personality: str, doors: tuple[str, ...], wanted: GuestConfig, coalesced: int = 0
+) -> tuple[list[list[Any]], Ending]:
     """What the guest told, and how it ended."""
     options, _ = parse_options("on,mac-permissive")
     arch = Arch[wanted.arch.upper()]
@@ -47,7 +49,8 @@ async def life(personality: str, doors: tuple[str, ...], wanted: GuestConfig) ->
     (area,), (bells,) = machine.create_domain(1, memory, 1, name="g")
     told: list[list[Any]] = []
     gone: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-    world = World(told.append, lambda _: None, MemoryFiles(), random.Random(1), random.Random(2), gone)
+    chance = random.Random(1), random.Random(2)
+    world = World(told.append, lambda _: None, MemoryFiles(), *chance, gone, lambda: coalesced)
     return told, await live(wanted, [Vcpu(0, GuestSide(area, arch), bells)], memory.guest, world)
 
 
@@ -62,6 +65,15 @@ def test_without_a_door(personality: str, arch: str) -> None:
     result = json.loads(told[1][3])
     assert result["door"] is None and result["error"].startswith("no door to Argo was found")
     assert ending == Ending(1, result["error"])
+
+
+def test_what_coalesced_on_the_way_is_counted() -> None:
+    """docs/remote-guests.md: at the guest's end of the mirror interrupts coalesce as well."""
+    counted = []
+    for coalesced in (0, 5):
+        told, _ = simulate(life, "kvm", ("msr",), config(), coalesced)
+        counted.append(json.loads(told[-1][3])["arch"]["interrupts_coalesced"])
+    assert counted[1] == counted[0] + 5
 
 
 @pytest.mark.parametrize("apic", [True, False])

@@ -31,9 +31,11 @@ def library(name: str) -> dict[str, Any]:
 def alone(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same without hosts."""
     hypervisors = {name: {**keys} for name, keys in data["hypervisors"].items()}
-    for keys in hypervisors.values():
+    guests = {name: {**keys} for name, keys in data["guests"].items()}
+    for keys in (*hypervisors.values(), *guests.values()):
         keys.pop("host", None)
-    return {key: value for key, value in data.items() if key != "hosts"} | {"hypervisors": hypervisors}
+    rest = {key: value for key, value in data.items() if key != "hosts"}
+    return {**rest, "hypervisors": hypervisors, "guests": guests}
 
 
 def over_ssh(data: Mapping[str, Any], homes: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_the_same_on_one_machine(world: HostsRig, where: str) -> None:
     world.network.wait_for_nothing()
 
 
-@pytest.mark.parametrize("name", ["two-hosts", "nested", "patch-panel", "firewall", "uxen"])
+@pytest.mark.parametrize("name", ["two-hosts", "nested", "patch-panel", "firewall", "uxen", "remote-guest"])
 def test_labs_of_the_library(world: HostsRig, name: str) -> None:
     """The same verdicts on one machine and spread over three; what is told of files and sessions is the same."""
     data = library(name)

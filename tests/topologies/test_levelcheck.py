@@ -84,6 +84,40 @@ PARENTS = (
 )
 
 
+NEVER_SERVED = "not for a guest of 'b', which does not serve Argo itself"
+MODES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("hypervisors: {a: {}, b: {parent: a, argo: {mode: forward}}}", ()),
+    (
+        "hypervisors: {a: {}, b: {parent: a, argo: {mode: steal}}, c: {parent: b}}",
+        ("'b' does not serve Argo itself: nothing can be nested in it",),
+    ),
+    (
+        "{hypervisors: {a: {}, b: {parent: a, argo: {mode: steal}}}, guests: {g: {on: b, control: true}}}",
+        (NEVER_SERVED,),
+    ),
+    (
+        "{hypervisors: {a: {}, b: {parent: a, argo: {mode: forward}}}, guests: {g: {on: b, implicit-only: true}}}",
+        (NEVER_SERVED,),
+    ),
+    (
+        "{hypervisors: {a: {}, b: {parent: a, argo: {mode: forward}}},"
+        " guests: {g: {on: b, notification: vector-per-ring}, h: {on: a, notification: vector-per-ring}}}",
+        (NEVER_SERVED,),
+    ),
+    (
+        "{hypervisors: {a: {}, b: {parent: a, argo: {mode: forward}}}, guests: {g: {on: b}, h: {on: a}},"
+        " destinations: [{from: g, service: net, to: h}, {from: h, service: net, to: g}]}",
+        ("'g' acts as the hypervisor that it is on, and has no destinations of its own",),
+    ),
+)
+
+
+@pytest.mark.parametrize(("text", "said"), MODES)
+def test_what_is_said_of_modes(text: str, said: tuple[str, ...]) -> None:
+    """A hypervisor that does not serve Argo itself has no hypervisors in it, and its guests less to choose from."""
+    assert tuple(found.message for _, found in levels(tree(text))) == said
+
+
 @pytest.mark.parametrize(("text", "said"), PARENTS)
 def test_what_is_said_of_parents(text: str, said: tuple[str, ...]) -> None:
     """A parent is another hypervisor on the same machine, and there are at most seven around one."""

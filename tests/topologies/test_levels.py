@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from hv_node.config import DomainConfig, OuterConfig, RemoteConfig, RuleConfig, SlotConfig
+from hv_node.config import DomainConfig, OuterConfig, RemoteConfig, RuleConfig, SlotConfig, WardConfig
 from topologies import levels
 from topologies.codec import CodecError
+from topologies.hosts.split import split
 from topologies.levels import PROXY_FIRST, PortError, ports_of
 from topologies.plan import Places, Plan, plan
 from topologies.schema import Topology
@@ -44,6 +45,38 @@ def test_paths_go_from_the_outermost_hypervisor_inwards() -> None:
     assert [levels.host_of(topology, name) for name in ("hv2", "far")] == ["", "b"]
 
 
+AWAY = (
+    # Host of hv0, of the guest that it runs, whether they differ; `here` is the first of provider local.
+    ("", "", False),
+    ("", "here", False),
+    ("here", "", False),
+    ("here", "here", False),
+    ("here", "b", True),
+    ("", "b", True),
+    ("b", "here", True),
+    ("b", "b", False),
+    ("b", "", False),
+)
+
+
+@pytest.mark.parametrize(("home", "own", "away"), AWAY)
+def test_a_guest_on_another_host_is_told_from_one_nearby(home: str, own: str, away: bool) -> None:
+    """topology.md: a guest runs where its hypervisor does, unless it names a host; planner and split agree."""
+    hosts = {"b": {"provider": "ssh", "address": "b.example"}, "here": {}, "other": {}}
+    hypervisors = {"hv0": {"host": home}, "hv1": {"parent": "hv0"}}
+    guests = {name: {"on": on, "host": own, "program": "builtin:echo"} for name, on in (("a", "hv0"), ("i", "hv1"))}
+    topology = lab(hosts=hosts, hypervisors=hypervisors, guests=guests, destinations=[])
+    made = plan(topology, Places("/topo", "/run", "/s"))
+    domains = {domain.name: domain for config in made.hypervisors for domain in config.domains}
+    assert {name: domain.remote for name, domain in domains.items()} == {"a": away, "i": away, "hv1": False}
+    parts = {name: host for host, part in split(made).items() for name in part.names}
+    assert (parts["a"] != parts["hv0"], parts["i"] != parts["hv1"]) == (away, away)
+    found = made.broker.binding
+    assert found is not None
+    assert {name: dict(found.hosts).get(name, "here") for name in parts} == parts
+    assert Plan.from_json(made.to_json()) == made
+
+
 def test_a_remote_guest_has_one_proxy_id_wherever_it_is_remote() -> None:
     """Its number in the file, from PROXY_FIRST on; guests beside are no remotes."""
     topology = lab(policy={"module": "firewall", "labels": {"b": "b_t"}})
@@ -67,11 +100,66 @@ def test_hypervisors_that_nothing_connects_know_nothing_of_each_other() -> None:
 
 
 def test_a_nested_hypervisor_is_a_domain_of_its_parent() -> None:
-    """A vCPU for each of those inside; its guests' memory only where the parent must reach it."""
+    """A vCPU for each of those inside, room for its rings; what guests lend whom the parent serves is not in it."""
     topology = lab()
     assert levels.nested_domain(topology, "hv1", 2) == DomainConfig("hv1", 2, 4 << 20, 3, nested=True)
     forwarding = {**LAB["hypervisors"], "hv2": {"parent": "hv1", "argo": {"mode": "forward"}}}
-    assert levels.nested_domain(lab(hypervisors=forwarding), "hv2", 1).memory == 12 << 20
+    forwarder = levels.nested_domain(lab(hypervisors=forwarding), "hv2", 1)
+    assert (forwarder.memory, forwarder.mode, forwarder.wards) == (4 << 20, "forward", (WardConfig("b", 1),))
+
+
+MODES: dict[str, Any] = {
+    "name": "lab",
+    "hypervisors": {
+        "hv0": {"doors": ["hypercall", "msr"]},
+        "f": {"parent": "hv0", "argo": {"mode": "forward"}},
+        "s": {"parent": "hv0", "argo": {"mode": "steal"}},
+        "o": {"parent": "hv0"},
+    },
+    "guests": {
+        name: {"on": on, "program": "builtin:echo"}
+        for name, on in (("a", "hv0"), ("f1", "f"), ("s1", "s"), ("f2", "f"), ("o1", "o"), ("s2", "s"))
+    },
+}
+
+
+def test_guests_whose_argo_the_parent_serves_are_the_parent_s() -> None:
+    """Stolen: domains of the parent, with the ids that they have elsewhere.  Forwarded: their hypervisor's domain."""
+    topology = Topology.model_validate(MODES | {"policy": {"module": "firewall", "labels": {"s1": "s_t", "f1": "f_t"}}})
+    first = PROXY_FIRST
+    assert [levels.guest_path(topology, name) for name in ("s1", "f1", "f2", "o1")] == [
+        ("hv0", "s1"), ("hv0", "f"), ("hv0", "f"), ("hv0", "o", "o1"),
+    ]  # fmt: skip
+    assert [levels.nested_domid(topology, name) for name in "fso"] == [2, 3, 4]
+    assert levels.nested_domain(topology, "f", 2).wards == (WardConfig("f1", 2), WardConfig("f2", 2))
+    stolen = (WardConfig("s1", first + 2, "s_t"), WardConfig("s2", first + 5))
+    assert levels.nested_domain(topology, "s", 3).wards == stolen
+    assert levels.remotes(topology, "hv0") == (RemoteConfig("o1", first + 4, ("hv0", "o", "o1")),)
+    assert [(remote.name, remote.domid, remote.path, remote.label) for remote in levels.remotes(topology, "o")] == [
+        ("a", first, ("hv0", "a"), ""), ("f", first + 1, ("hv0", "f"), ""), ("s1", first + 2, ("hv0", "s1"), "s_t"),
+        ("s2", first + 5, ("hv0", "s2"), ""),
+    ]  # fmt: skip
+    assert levels.remotes(topology, "f") == levels.remotes(topology, "s") == ()
+    at_hv0 = {"a": 1, "f1": 2, "f2": 2, "s1": first + 2, "s2": first + 5, "o1": first + 4}
+    for name in ("a", "f1", "f2", "s1", "s2"):
+        known = levels.peers_of(topology, name, {"a": 1})
+        assert known == {peer: domid for peer, domid in at_hv0.items() if peer != name}
+    assert levels.peers_of(topology, "o1", {"o1": 1}) == {
+        "a": first, "f1": first + 1, "f2": first + 1, "s1": first + 2, "s2": first + 5,
+    }  # fmt: skip
+    assert levels.others(topology, "f") == (("hv0",),)
+    assert levels.others(topology, "hv0") == (("hv0", "o"),)
+
+
+def test_what_a_hypervisor_that_does_not_serve_is_told() -> None:
+    """Doors of its own only if it forwards; nothing of slots, policy and other hypervisors' guests."""
+    topology = Topology.model_validate(MODES | {"destinations": [{"from": "s1", "service": "net", "to": "f2"}]})
+    made = {each.name: each for each in plan(topology, Places("/b", "/r", "/s")).hypervisors}
+    assert [made[name].doors for name in "fs"] == [("hypercall",), ()]
+    assert [levels.doors_of(topology, name) for name in "fs"] == [("hypercall",), ("msr",)]
+    assert made["s"].slots == made["f"].slots == ()
+    assert [(row.holder, row.to) for row in made["hv0"].slots] == [("s1", ("hv0", "f"))]
+    assert made["s"].outer == (OuterConfig("xen", ("hypercall", "msr"), ("hypercall", "msr")),)
 
 
 def test_the_hypervisors_around_one() -> None:

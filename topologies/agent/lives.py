@@ -81,6 +81,9 @@ class Lives:
             self._toolstack.exited(name, node.domid or 0)
         elif node.spec.kind is NodeKind.HYPERVISOR:
             self._toolstack.hypervisor_died(name, now)
+            for domain in getattr(node.spec.config, "domains", ()):
+                if getattr(domain, "remote", False) and domain.name in self._living:
+                    self._tell(domain.name, ["hypervisor-gone"])  # no connection of its own says so
 
     def repeat(self, hypervisor: str) -> None:
         """Say again to `hypervisor` what it has not answered."""

@@ -105,7 +105,7 @@ def _changed(lab: Lab, change: Change) -> Topology:
 def _home(topology: Topology, holder: str) -> str:
     """The hypervisor in whose table `holder` stands."""
     guest = topology.guests.get(holder)
-    return guest.on if guest is not None else topology.hypervisors[holder].parent
+    return levels.serving(topology, guest.on) if guest is not None else topology.hypervisors[holder].parent
 
 
 def _anybody(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ class InlineLevel:
 
         def up() -> None:
             self.joint.above(parent)
-            on_up()
+            self.joint.when_served(on_up)
 
         parent.on_up, parent.on_event = up, on_event
         parent.on_envelope, parent.on_room = self.joint.arrived, self.joint.room

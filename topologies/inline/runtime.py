@@ -309,7 +309,10 @@ class _Lab:
         hvm = parent.core.hvm(row.domid)
         assert hvm is not None
         level.move_in(config, *parent.attach(row.domid), lambda: self._tell(config.name, ["ready"]), report)
-        self._levels[config.parent].joint.attached(row, hvm)
+        above = self._levels[config.parent].joint
+        above.attached(row, hvm)
+        for domid, name in level.joint.lending():
+            above.lent(row, name, self._machines[config.name].attach(domid)[0].hypervisor)
         self._levels[config.parent].poke()
 
     def _move_out(self, config: HypervisorConfig) -> None:

@@ -43,6 +43,28 @@ checks:
   - {name: sent, guest: sender, expect: {exit: 0}, within: 60s}
   - {name: pinged, guest: pinger, expect: {exit: 0}, within: 60s}
 """
+MODES = """
+name: modes
+hypervisors:
+  hv0: {{doors: [hypercall, msr, mmio], argo: {{mac-permissive: true}}}}
+  own: {{parent: hv0, argo: {{mac-permissive: true}}}}
+  forward: {{parent: hv0, personality: kvm, argo: {{mode: forward}}}}
+  steal: {{parent: hv0, personality: {personality}, argo: {{mode: steal}}}}
+  far: {{argo: {{mac-permissive: true}}}}
+guests:
+  receiver: {{on: {to}, program: builtin:file-receive, memory: 4MiB, with: {{ring: 65536}}}}
+  sender: {{on: {at}, program: builtin:file-send, memory: 4MiB, with: {{to: receiver, file: payload, ring: 4032}}}}
+  echo: {{on: {to}, program: builtin:echo, memory: 4MiB}}
+  pinger: {{on: {at}, program: builtin:ping-pong, memory: 4MiB, with: {{to: echo, count: 50}}}}
+checks:
+  - {{name: sent, guest: sender, expect: {{exit: 0}}, within: 60s}}
+  - {{name: pinged, guest: pinger, expect: {{exit: 0}}, within: 60s}}
+"""
+MODE_WAYS = [
+    ("forward", "hv0"), ("hv0", "forward"), ("steal", "hv0"), ("hv0", "steal"), ("forward", "own"), ("own", "forward"),
+    ("steal", "own"), ("own", "steal"), ("steal", "far"), ("far", "steal"), ("forward", "far"), ("far", "forward"),
+    ("steal", "forward"), ("forward", "steal"), ("steal", "steal"), ("forward", "forward"),
+]  # fmt: skip
 
 
 def run(directory: Path, text: str, seed: int = 0, **options: Any) -> tuple[Outcome, list[str]]:
@@ -85,6 +107,37 @@ def test_over_the_fabric_from_inside(tmp_path: Path, seed: int) -> None:
     assert outcome.code == ExitCode.OK, outcome.reasons
     assert node(outcome, "sender").result["sha256"] == node(outcome, "receiver").result["sha256"]
     assert level(outcome, "hv0")["forwarded"] > 0
+
+
+@pytest.mark.parametrize("way", MODE_WAYS, ids="-".join)
+def test_guests_whose_argo_the_parent_serves(tmp_path: Path, way: tuple[str, str]) -> None:
+    """Any mode to any place: a stream and datagrams arrive, and no operation was done twice or lost (issue 5.1)."""
+    at, to = way
+    outcome, _ = run(tmp_path, MODES.format(at=at, to=to, personality="hyperv"), 3)
+    assert outcome.code == ExitCode.OK, outcome.reasons
+    assert node(outcome, "sender").result["sha256"] == node(outcome, "receiver").result["sha256"]
+    for name in {at, to} - {"hv0"}:
+        assert level(outcome, name)["repeats"] == level(outcome, name)["outcome_unknown"] == 0
+        if name in ("forward", "steal"):
+            assert level(outcome, name)["sends"] == level(outcome, name)["executed"] == 0, "it implements nothing"
+
+
+@pytest.mark.parametrize("to", ["hv0", "own", "forward", "far"])
+def test_a_stolen_guest_s_implicit_destination(tmp_path: Path, to: str) -> None:
+    """The slots of such a guest are at the hypervisor that serves it (argo.md 24.5)."""
+    text = MODES.format(at="steal", to=to, personality="xen")
+    text = text.replace("to: receiver,", "service: file,")
+    text += "destinations: [{from: sender, service: file, to: receiver}]"
+    outcome, _ = run(tmp_path, text, 2)
+    assert outcome.code == ExitCode.OK, outcome.reasons
+    assert node(outcome, "sender").result["sha256"] == node(outcome, "receiver").result["sha256"]
+
+
+@pytest.mark.parametrize("personality", ["xen", "acrn", "uxen"])
+def test_an_l1_of_any_personality_is_bypassed(tmp_path: Path, personality: str) -> None:
+    """Its guests are interrupted as it does it, by an event channel, a line or a vector."""
+    outcome, _ = run(tmp_path, MODES.format(at="steal", to="steal", personality=personality), 5)
+    assert outcome.code == ExitCode.OK, outcome.reasons
 
 
 def test_the_same_seed_gives_the_same_history(tmp_path: Path) -> None:
