@@ -165,6 +165,8 @@ def test_the_lab_as_a_whole(ran: Any, arch: str, cpu: str) -> None:
             assert sum(sums) == counted["interrupts_raised"] > 0
         seen = [found["name"] for found in lab.probes[f"{name}-peer"]["hypervisors"]]
         silent = arch == "aarch64" and name in ("jailhouse", "firmware")
+        if arch == "aarch64":  # where one is seen by its UID, and once more in the device tree that this lab has
+            seen = list(dict.fromkeys(seen))
         expected = {"xen-viridian": ["hyperv", "xen"], "ax": ["ax", "ax"]}.get(name, [] if silent else [name])
         assert seen == expected, name
 
