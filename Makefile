@@ -74,9 +74,15 @@ lint: setup
 
 test: lint
 	@mkdir -p $(REPORTS)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --junitxml=$(REPORTS)/test-units.xml \
+	  --skip-report=$(REPORTS)/test-units.skips
+	$(BIN)/python -m pytest tests/e2e --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips
+else
 	$(BIN)/python -m pytest --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips $(PYTEST_ARGS)
+endif
 
-test-hosts: setup
+test-hosts: setup quickstart-tar
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m pytest -m hosts tests/hosts -n 2 --dist loadfile --junitxml=$(REPORTS)/test-hosts.xml \
 	  --skip-report=$(REPORTS)/test-hosts.skips $(PYTEST_ARGS)
