@@ -25,9 +25,7 @@ class Later(NamedTuple):
     available: tuple[str, ...]
 
 
-LATER: Final = (
-    Later("guest", "devices", ()),
-)
+LATER: Final = (Later("guest", "devices.*.transport", ("virtio-argo",)),)
 
 
 class Section(NamedTuple):
@@ -38,11 +36,6 @@ class Section(NamedTuple):
 
 
 SECTIONS: Final = (
-    Section("topology", ""),
-    Section("hypervisor", "defaults."),
-    Section("hypervisor", "kinds.*."),
-    Section("hypervisor", "groups.*."),
-    Section("hypervisor", "hypervisors.*."),
     Section("guest", "defaults."),
     Section("guest", "kinds.*."),
     Section("guest", "groups.*."),

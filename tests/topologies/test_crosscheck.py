@@ -146,6 +146,7 @@ def test_what_is_known_of_the_built_in_programs_is_true() -> None:
         module = importlib.import_module(builtin.target.partition(":")[0])
         line = next(line for line in (module.__doc__ or "").splitlines() if line.startswith("with: {"))
         assert re.findall(r"([a-z]+): ", line.removeprefix("with: ")) == known.split()
+        assert set(builtin.peers) <= set(known.split()), "only what is an argument can name a guest"
 
 
 @pytest.mark.parametrize("program", ["builtin:echo", "builtin:file-receive", "m:f", "a.b_1.c:main"])

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from topologies import yaml12
-from topologies.availability import LATER
+from topologies.availability import LATER, row_of
 from topologies.diagnose import TopologyError
 from topologies.json_schema import json_schema
 from topologies.load import loads
@@ -122,6 +122,13 @@ OFFERED = (
 def test_what_is_not_yet_available() -> None:
     """The table of what later work brings, in a second copy."""
     assert [(row.section, row.key, " ".join(row.available)) for row in LATER] == list(OFFERED)
+
+
+@pytest.mark.parametrize("above", [("defaults",), ("kinds", "k"), ("groups", "g"), ("guests", "g")])
+def test_a_key_is_refused_wherever_it_may_stand(above: tuple[str, ...]) -> None:
+    """topology.md, "Merge order": what a guest may say, `defaults`, `kinds` and `groups` may say for it."""
+    assert row_of((*above, "devices")) is LATER[0]
+    assert row_of(("hypervisors", "h", "devices")) is None
 
 
 def test_every_offered_value_is_accepted() -> None:
