@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from topologies.formats import Format
-from topologies.verbs import Complaint, FormatOption, _finish, app
+from topologies.verbs.base import Complaint, FormatOption, app, finish
 
 LabOption = Annotated[str | None, typer.Option("--lab", help="The lab, where several run.")]
 From = Annotated[str, typer.Argument(metavar="FROM", help="The guest that asks, or a hypervisor for its guests.")]
@@ -36,7 +36,7 @@ def connect(
         row = {"from": from_, **_asked(what), "to": to, "types": types or [], "rate": rate, "delegable": delegable}
         return patch.connect(row if port is None else {**row, "port": port}, lab, format)
 
-    _finish(act)
+    finish(act)
 
 
 @app.command()
@@ -48,7 +48,7 @@ def disconnect(from_: From, what: What, lab: LabOption = None, format: FormatOpt
 
         return patch.disconnect({"from": from_, **_asked(what)}, lab, format)
 
-    _finish(act)
+    finish(act)
 
 
 @app.command()
@@ -64,7 +64,7 @@ def policy(
 
         return patch.reload_policy(file, lab, format)
 
-    _finish(act)
+    finish(act)
 
 
 @app.command()
@@ -96,7 +96,7 @@ def impair(
 
         return patch.impair((a, b), {key: value for key, value in given.items() if value is not None}, lab, format)
 
-    _finish(act)
+    finish(act)
 
 
 def _asked(what: str) -> dict[str, Any]:
