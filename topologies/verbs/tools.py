@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from topologies.formats import Format
+from topologies.formats import CompareFormat, Format
 from topologies.verbs.base import FormatOption, app, finish
 
 
@@ -96,6 +96,28 @@ def bench(
         from topologies.commands import bench as command
 
         return command.bench(format, only or (), against, rounds, scale)
+
+    finish(act)
+
+
+@app.command()
+def compare(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="WORDS", help="Cells whose names hold these words, set apart by commas."),
+    ] = None,
+    costs: Annotated[
+        str | None, typer.Option("--costs", metavar="FILE", help="Project time by this cost file, or one that ships.")
+    ] = None,
+    chart: Annotated[str | None, typer.Option("--chart", metavar="FILE", help="Draw it too: .svg or .png.")] = None,
+    format: Annotated[CompareFormat, typer.Option("--format", help="How to print.")] = CompareFormat.TABLE,
+) -> None:
+    """Compare designs by what a request costs: exits, hypercalls, copies, interrupts.  Counted, never timed."""
+
+    def act() -> int:
+        from topologies.commands import compare as command
+
+        return command.compare(format, only or (), costs, chart)
 
     finish(act)
 
