@@ -22,6 +22,9 @@ from hmx.virtio.ids import VENDOR_ID, early_config
 from hmx.virtio.queue_state import MAX_QUEUE_SIZE, MAX_QUEUES, QueueState
 from hmx.virtio.status import ALL_BITS, ORDER, State, Status, Then, move, state_of
 
+_DRIVER_OK: Final = int(Status.DRIVER_OK)  # plain ints, since flags are slow
+_SUSPEND: Final = int(Status.SUSPEND)
+_NEEDS_RESET: Final = int(Status.DEVICE_NEEDS_RESET)
 MAX_BLOCKS: Final = 64  # feature words kept of a driver; a bit beyond them is not offered by anyone
 
 
@@ -118,7 +121,7 @@ class DeviceControl:
         self._excess = False  # a bit beyond MAX_BLOCKS was accepted
         self._locked = False  # FEATURES_OK was granted
         self._started = False
-        self._running = False
+        self._live = self._running = False
         self._config_held = False
         if len(self.queues) > MAX_QUEUES or any(queue.max_size > MAX_QUEUE_SIZE for queue in self.queues):
             raise ValueError(f"{len(self.queues)} queues of {device.queue_sizes} descriptors: too many")
@@ -146,7 +149,7 @@ class DeviceControl:
     @property
     def live(self) -> bool:
         """Whether used-buffer notifications may be sent: also while a suspending device drains."""
-        return state_of(self._status) is State.LIVE
+        return self._live
 
     def write_status(self, value: int) -> int:
         """The driver wrote the status; the resulting one.  Bits above the eighth are not there."""
@@ -155,7 +158,7 @@ class DeviceControl:
             self.reset()
             return 0
         current = self._status
-        sticky = Status.DEVICE_NEEDS_RESET | Status.SUSPEND  # only the device clears these
+        sticky = _NEEDS_RESET | _SUSPEND  # only the device clears these
         if current & ~value & ~sticky:
             self.complaints[Complaint.CLEARED_STATUS] += 1
         self._status = current & (value | sticky)
@@ -178,8 +181,8 @@ class DeviceControl:
             self.complaints[Complaint.STATUS] += 1
             return
         elif then is Then.RESUME:
-            self._status &= ~Status.SUSPEND
-        self._status |= bit
+            self._status &= ~_SUSPEND
+        self._status |= int(bit)
         self._run()
         if then is Then.SUSPEND and self._effects.on_suspend():
             self.drained()
@@ -191,7 +194,8 @@ class DeviceControl:
 
     def _run(self) -> None:
         """Start or stop as the status now says."""
-        running = state_of(self._status) is State.LIVE and not self._status & Status.SUSPEND
+        self._live = state_of(self._status) is State.LIVE
+        running = self._live and not self._status & _SUSPEND
         if running == self._running:
             return
         self._running = running
@@ -205,16 +209,17 @@ class DeviceControl:
 
     def drained(self) -> None:
         """Nothing is in flight any more: a suspending device is suspended.  Otherwise this means nothing."""
-        if self.live and self._status & Status.SUSPEND:
-            self._status &= ~Status.DRIVER_OK
+        if self._live and self._status & _SUSPEND:
+            self._status &= ~_DRIVER_OK
+            self._run()
 
     def needs_reset(self, reason: str) -> None:
         """The device cannot go on, for this reason; only a reset helps.  In status 0 there is nothing to reset."""
-        if not self._status or self._status & Status.DEVICE_NEEDS_RESET:
+        if not self._status or self._status & _NEEDS_RESET:
             return
         self.reason = reason
-        driver_ok = self._status & Status.DRIVER_OK
-        self._status |= Status.DEVICE_NEEDS_RESET
+        driver_ok = self._status & _DRIVER_OK
+        self._status |= _NEEDS_RESET
         self._run()
         if driver_ok:
             self.notify_driver(None)
@@ -222,7 +227,8 @@ class DeviceControl:
     def reset(self) -> None:
         """Status 0: everything that the driver said is forgotten, the generation of the configuration is not."""
         self._status = self._accepted = 0
-        self._excess = self._locked = self._started = self._running = self._config_held = False
+        self._excess = self._locked = self._started = False
+        self._live = self._running = self._config_held = False
         self.refusal, self.reason = None, ""
         for queue in self.queues:
             queue.forget()
@@ -335,7 +341,7 @@ class DeviceControl:
 
     def used(self, index: int) -> None:
         """Buffers of queue `index` were used: notify, if that may be (not before DRIVER_OK)."""
-        if self.live:
+        if self._live:
             self.notify_driver(index)
 
     # -- configuration ----

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hmx.shm import fence
+from hmx.shm import fence, load16, store16, words16
 
 Buffer = bytes | bytearray | memoryview
 
@@ -50,7 +50,7 @@ class FlatMemory:
     def __init__(self, buffer: bytearray | memoryview, base: int = 0) -> None:
         view = memoryview(buffer).cast("B")
         self._bytes = view
-        self._words = view[: len(view) & ~1].cast("H")
+        self._words = words16(view[: len(view) & ~1])
         self._base = base
         self._size = len(view)
 
@@ -59,15 +59,14 @@ class FlatMemory:
         at = address - self._base
         if at & 1 or not 0 <= at <= self._size - 2:
             raise BadAddress(address, 2)
-        value: int = self._words[at >> 1]
-        return value
+        return load16(self._words, at >> 1)
 
     def store16(self, address: int, value: int) -> None:
         """Store a u16 at an even address."""
         at = address - self._base
         if at & 1 or not 0 <= at <= self._size - 2:
             raise BadAddress(address, 2)
-        self._words[at >> 1] = value
+        store16(self._words, at >> 1, value)
 
     def read(self, address: int, size: int) -> memoryview:
         """A read-only view of `size` bytes."""

@@ -140,8 +140,8 @@ class PackedDriver(PackedEnd):
         if out is None or identity in self._fresh:
             self._fail(f"the device returned buffer {identity}, which it does not have")
         if not flags & WRITE and written > out[1]:
-            # Without the flag the length means nothing (VIRTIO 2.8.7).  But QEMU never sets the flag, and Linux believes
-            # the length all the same: one that fits is taken.
+            # Without the flag the length means nothing (VIRTIO 2.8.4).  But QEMU never sets the flag, and Linux
+            # believes the length all the same: one that fits is taken.
             written = 0
         if written > out[1]:
             self._fail(f"the device wrote {written} bytes into buffer {identity}, which has room for {out[1]}")

@@ -139,7 +139,9 @@ def test_blk_shapes(name: str) -> None:
     for readable, writable in right:
         assert blk.refusal(header, readable, writable, ALL) is None
         assert blk.refusal(header, readable, writable, ALL | RO) is (blk.BlkStatus.IOERR if writes else None)
-        if feature is not None:
+        if feature is None:
+            assert blk.refusal(header, readable, writable, 0) is None
+        else:
             without = ALL & ~(1 << blk.BlkFeature[feature])
             assert blk.refusal(header, readable, writable, without) is blk.BlkStatus.UNSUPP
     for readable, writable in wrong:

@@ -95,6 +95,7 @@ def test_the_table() -> None:
     for layout in [*layouts, msg.ERROR_LAYOUT]:
         assert layout.type._fields == tuple(FIELDS[layout.type.__name__].split())
         assert layout.format.startswith("<")
+        assert layout.tail is not Tail.NONE or not layout.counted
         assert len(layout.type._fields) == len(layout.format) - 1 + (layout.tail is not Tail.NONE)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from hmx.virtio.chain import QueueBroken
 from tests.hmx.virtio.queue_rig import IN_ORDER, IND, INDIRECT, PACKED, A, N, Rig, U, W, broken
 
 TABLE = 0x20000
@@ -150,6 +151,40 @@ def test_in_order_a_waiting_chain_is_not_free() -> None:
         device.publish()
         rig.offer(1)
         broken("1 was made available again", device.pop)
+
+
+def test_nothing_goes_back_to_a_broken_queue() -> None:
+    """A chain that the device still has when the driver breaks the queue."""
+    for features in (0, PACKED, IN_ORDER, PACKED | IN_ORDER):
+        rig = Rig(4, features)
+        rig.describe(0, 0x1000, 8, 0, A if features & PACKED else 0)
+        rig.describe(1, 0x1000, 0, 1, A if features & PACKED else 0)
+        rig.offer(0, 1)
+        device = rig.device()
+        chain = device.pop()
+        assert chain
+        before = bytes(rig.bytes)
+        broken("descriptor 1 has no bytes", device.pop)
+        with pytest.raises(QueueBroken, match="descriptor 1 has no bytes"):
+            device.push(chain, 0)
+        with pytest.raises(QueueBroken, match="descriptor 1 has no bytes"):
+            device.publish()
+        assert rig.bytes == before
+
+
+def test_the_longest_chain() -> None:
+    """2^32 bytes are allowed (VIRTIO 2.7.5.2); what the device may say that it wrote ends a byte before that."""
+    for features in (0, PACKED):
+        rig = Rig(4, features)
+        for index, (size, flags) in enumerate(((0xFFFF_FFFF, N | W), (1, W))):
+            rig.describe(index, 0x1000, size, *((0, flags | A) if features else (flags, 1)))
+        rig.offer(0)
+        device = rig.device()
+        chain = device.pop()
+        assert chain and sum(size for _, size in chain.writable) == 1 << 32
+        with pytest.raises(ValueError, match="4294967296 bytes written"):
+            device.push(chain, 1 << 32)
+        device.push(chain, 0xFFFF_FFFF)
 
 
 def test_what_came_before_is_not_taken_either() -> None:
