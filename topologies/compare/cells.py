@@ -50,6 +50,12 @@ _VIRTIO: Final = (*_BLOCK, "frame")
 WAYS: Final = (
     Way("argo-inline", "virtio-argo", "inline", "", _VIRTIO),
     Way("argo-mirror", "virtio-argo", "mirror", "", _VIRTIO),
+    Way("mmio-foreign", "virtio-mmio", "", "foreign", _VIRTIO),
+    Way("mmio-grant-map", "virtio-mmio", "", "grant-map", _VIRTIO),
+    Way("mmio-grant-copy", "virtio-mmio", "", "grant-copy", _VIRTIO),
+    Way("mmio-dma", "virtio-mmio", "", "dma", _VIRTIO),
+    Way("map", "virtio-mmio", "", "foreign", ("peek",)),
+    Way("dma", "virtio-mmio", "", "dma", ("peek",)),
 )
 
 

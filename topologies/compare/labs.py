@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from topologies.compare.cells import NOTIFICATIONS, Cell
+from topologies.compare.cells import NOTIFICATIONS, Cell, Way
 
 PROGRAMS: Final = "topologies.compare.guests"
 DISK: Final = "4MiB"
+FRONTS: Final = {"read": "disk", "write": "disk", "frame": "network", "peek": "watched"}
+BACKS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "read": ("builtin:blk-server", {"blank": DISK}),
+    "write": ("builtin:blk-server", {"blank": DISK}),
+    "frame": ("builtin:net-switch", {"sessions": 2}),
+    "peek": (f"{PROGRAMS}:peek", {}),
+}
+"""The programs of front end and back end by the kind of work."""
 OUTER: Final = "hv0"
 
 
@@ -26,17 +34,13 @@ def topology(cell: Cell, requests: int) -> dict[str, Any]:
     }  # fmt: skip
     user = {
         "on": names[-1],
-        "devices": [{"type": kind, "transport": cell.way.transport, "variant": cell.way.variant}],
+        "devices": [{"type": kind, "transport": cell.way.transport, **_moves(cell.way)}],
         "with": arguments,
     }
+    front, (back, served) = FRONTS[cell.work.kind], BACKS[cell.work.kind]
     guests: dict[str, Any] = {
-        "front": {**user, "program": f"{PROGRAMS}:{'network' if is_net else 'disk'}"},
-        "back": {
-            "on": OUTER,
-            "serves": [service],
-            "program": "builtin:net-switch" if is_net else "builtin:blk-server",
-            "with": {"sessions": 2} if is_net else {"blank": DISK},
-        },
+        "front": {**user, "program": f"{PROGRAMS}:{front}"},
+        "back": {"on": OUTER, "serves": [service], "program": back, "with": served or arguments},
     }
     if is_net:
         guests["far"] = {**user, "on": OUTER, "program": f"{PROGRAMS}:far"}
@@ -53,6 +57,11 @@ def topology(cell: Cell, requests: int) -> dict[str, Any]:
         "destinations": lines,
         "checks": [{"guest": name, "expect": {"exit": 0}, "within": "60s"} for name in guests],
     }
+
+
+def _moves(way: Way) -> dict[str, str]:
+    """How data crosses, as the transport calls it."""
+    return {key: value for key, value in (("variant", way.variant), ("access", way.access)) if value}
 
 
 def _asked_for(cell: Cell) -> dict[str, Any]:
