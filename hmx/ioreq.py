@@ -53,7 +53,8 @@ TYPE_SHIFT: Final = 24
 
 class Ioreq(NamedTuple):
     """One access.  `address`: guest physical, or a port.  `is_read`: the guest wants data, else `data` is what it
-    writes.  `size` is 1, 2, 4 or 8 bytes, `repeat` what Xen calls count.  `port` is the vCPU's event channel, in the target's numbers.
+    writes.  `size` is 1, 2, 4 or 8 bytes, `repeat` what Xen calls count.  `port` is the vCPU's event channel, in the
+    target's numbers.
     """
 
     address: int

@@ -181,6 +181,7 @@ class HypervisorConfig:
         policy: Security policy of the lab, None for none.
         curve: Keys for a broker on another host.
         device_models: (emulator, target) names: which guest may serve and reach which as a device model.
+        iommus: Guests that have a virtio-iommu (experimental).
     """
 
     lab: str
@@ -213,6 +214,7 @@ class HypervisorConfig:
     policy: PolicyConfig | None = None
     curve: ClientCurve | None = field(default=None, repr=False)
     device_models: tuple[tuple[str, str], ...] = ()
+    iommus: tuple[str, ...] = ()
 
     @property
     def storage(self) -> dict[str, tuple[int, ...]]:

@@ -78,6 +78,7 @@ class Node:
             notifications=config.notifications,
             storage=config.storage,
             device_models=config.device_models,
+            iommus=config.iommus,
             parents=parents_of(config),
         )
         self._crashed: list[str] = []

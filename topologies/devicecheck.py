@@ -186,9 +186,9 @@ def _beside(panel: Panel, name: str, asked: Asked, before: int) -> Iterator[Foun
         words = f"{MMIO} needs its back end beside it: {show(to)} is not on {show(guest.text('on') or '')}"
         yield place, at(mark, place, words, hint="transport: virtio-argo")
         return
-    for who in (name, to):
+    for who, keys in ((name, guest), (to, panel.guests[to]), (guest.text("on") or "", home)):
         for key, borne in (("restart", "never"), ("host", home.text("host"))):
-            written = panel.guests[who].get(key)
+            written = keys.get(key)
             if written is not None and written.value != borne:
                 words = f"{MMIO} does not bear `{key}: {written.value}` of {show(who)}"
                 yield place, at(mark, place, words, hint="transport: virtio-argo")

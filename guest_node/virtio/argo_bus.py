@@ -103,7 +103,7 @@ class ArgoBus:
         self._requests = Requests(f"port {address.port:#x} of domain {address.domid}", timeout)
         self._opening: asyncio.Lock = asyncio.Lock()
         self._pulse = Pulse(ping_after, self._concerned, lambda: self.traffic.received, self._ping)
-        self._together = False  # several answers came at once: several tasks are about to speak
+        self._woken = 0  # chains that came back since we last sent: so many tasks may be about to speak
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
         self._closing = False  # nothing is sent or received any more
@@ -212,17 +212,18 @@ class ArgoBus:
                 self.fail(refused)
             raise
 
-    async def flush(self, lonely: bool) -> None:
-        """Send what the queues have to say.
+    async def flush(self, fresh: int, lonely: bool) -> None:
+        """Send what the queues have to say: `fresh` chains; `lonely`: of that queue, nothing else is under way.
 
-        When other chains are under way, or several answers came at once, other tasks are likely to submit in this very
-        turn of the loop: their chains share the message.
+        When fewer chains were submitted than just came back, or others are under way, other tasks are likely to submit
+        in this very turn of the loop: their chains share the message.  As many as came back are those of one task.
         """
         outbox = self._outbox
         if outbox is None:
             return
         self._pulse.start()
-        if lonely and not self._together:
+        woken = self._woken
+        if fresh >= woken and (woken or lonely):
             await outbox.flush()
         else:
             outbox.wake()
@@ -234,7 +235,7 @@ class ArgoBus:
             self._outbox.wake()
 
     def _gather(self, limit: int) -> list[list[Buffer]]:
-        self._together = False
+        self._woken = 0
         batches = [batch for transport in self.devices.values() for batch in transport.gather()]
         return pack(batches, self._flow.driver, self._flow.joined, limit) if batches else []
 
@@ -318,16 +319,13 @@ class ArgoBus:
             pass
 
     def _data(self, payload: memoryview) -> None:
-        woken = 0
         for update in decode(payload):
             wrong = misplaced(update, self._flow, self._flow.device)
             if wrong is not None:
                 raise Malformed(wrong)
             transport = self.devices.get(update.dev_num)
             if transport is not None:
-                woken += transport.receive(update)
-        if woken > 1:
-            self._together = True
+                self._woken += transport.receive(update)
 
     def _control(self, message: Message, payload: memoryview) -> None:
         if message.response:

@@ -32,8 +32,8 @@ REQUEST_OVERHEAD: Final = 64
 class Owner(Protocol):
     """The transport, as its queues know it."""
 
-    async def flush(self, lonely: bool) -> None:
-        """Send what the queues have to say.  `lonely`: nothing else is under way, so nothing is worth waiting for."""
+    async def flush(self, fresh: int, lonely: bool) -> None:
+        """Send what the queues have to say: `fresh` chains.  `lonely`: nothing else of that queue is under way."""
 
     def wake(self) -> None:
         """The same, from where nobody may wait."""
@@ -145,10 +145,9 @@ class ArgoQueue:
             raise self.broken
         if not self._fresh:
             return
-        lonely = self._fresh == len(self._pending)
-        self._fresh = 0
+        fresh, self._fresh = self._fresh, 0
         self._kicked = True
-        await self._owner.flush(lonely)
+        await self._owner.flush(fresh, fresh == len(self._pending))
         if self.broken is not None:
             raise self.broken
 

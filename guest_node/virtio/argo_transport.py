@@ -49,7 +49,7 @@ class Bus(Protocol):
     async def call(self, call: Call[T]) -> T:
         """A request, and what its answer says."""
 
-    async def flush(self, lonely: bool) -> None:
+    async def flush(self, fresh: int, lonely: bool) -> None:
         """Send what the queues have to say."""
 
     def wake(self) -> None:
@@ -224,9 +224,9 @@ class ArgoTransport:
 
     # -- for the queues ----
 
-    async def flush(self, lonely: bool) -> None:
+    async def flush(self, fresh: int, lonely: bool) -> None:
         """Send what the queues have to say."""
-        await self.bus.flush(lonely)
+        await self.bus.flush(fresh, lonely)
 
     def wake(self) -> None:
         """Send it soon."""

@@ -261,7 +261,8 @@ async def open_mmio(
 ) -> MmioTransport:
     """The device at a window, driven from `vcpu`, on Arm its interrupt too.  DeviceBroken where there is none.
 
-    `grants`: addresses are grants to domain `backend`; `arena`: they are those of an IOMMU.  `indirect`: descriptors of an indirect table per chain.
+    `grants`: addresses are grants to domain `backend`; `arena`: they are those of an IOMMU.  `indirect`: descriptors of
+    an indirect table per chain.
     """
     placement = Placement(kernel.memory, grants, backend, indirect, arena)
     has_platform = grants is not None or arena is not None

@@ -36,8 +36,8 @@ class Piece(NamedTuple):
 
 
 class Placement:
-    """Where queues and buffers of one device come from: anywhere, or an arena behind an IOMMU; with grants, to whom they
-    are granted.
+    """Where queues and buffers of one device come from: anywhere, or an arena behind an IOMMU; with grants, granted to
+    whom.
     """
 
     def __init__(

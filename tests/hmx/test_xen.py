@@ -43,8 +43,10 @@ def test_golden_numbers(case: str, value: int) -> None:
 
 
 def test_hypercall_numbers() -> None:
-    """Xen public/xen.h: memory_op 12, event_channel_op 32, argo_op 39."""
-    assert {call.name: int(call) for call in xen.Hypercall} == {"MEMORY_OP": 12, "EVENT_CHANNEL_OP": 32, "ARGO_OP": 39}
+    """Xen public/xen.h: memory_op 12, grant_table_op 20, event_channel_op 32, argo_op 39, dm_op 41."""
+    assert {call.name: int(call) for call in xen.Hypercall} == {
+        "MEMORY_OP": 12, "GRANT_TABLE_OP": 20, "EVENT_CHANNEL_OP": 32, "ARGO_OP": 39, "DM_OP": 41,
+    }  # fmt: skip
 
 
 def test_structures() -> None:

@@ -13,6 +13,13 @@ _VIRTIO_MMIO: Final = (_VIRTIO + "test_mmio.py", _VIRTIO + "test_golden.py")
 _VIRTIO_MSG: Final = (_VIRTIO + "test_msg.py", _VIRTIO + "test_msg_device.py", _VIRTIO + "test_golden.py")
 _VIRTIO_TYPES: Final = (_VIRTIO + "test_device_layouts.py", _VIRTIO + "test_golden.py", _VIRTIO + "test_features.py")
 
+_IOREQ: Final = (
+    "tests/hmx/test_ioreq.py",
+    "tests/hv_node/ioreq/test_servers.py",
+    "tests/hv_node/ioreq/test_memory.py",
+    "tests/guest_node/virtio/test_mmio.py",
+)
+_WIRE: Final = (_VIRTIO + "test_argo_wire.py",)
 _RINGS: Final = (
     _VIRTIO + "test_queue_layouts.py",
     _VIRTIO + "test_queue_golden.py",
@@ -64,4 +71,22 @@ VIRTIO: Final = (
         }.items()
         for name in names.split()
     ),
+    Target("hmx.virtio.argo", "FLOWS", _WIRE),
+    Target("hmx.virtio.argo", "UPDATE_FIELDS", _WIRE),
+    Target("hmx.virtio.argo", "RANGE_FIELDS", _WIRE),
+    Target("hmx.virtio.argo", "PIECE_FIELDS", _WIRE),
+    Target("hmx.virtio.argo", "BYE_FIELDS", _WIRE),
+    Target("guest_node.virtio.argo_image", "OWNERS", ("tests/guest_node/virtio/test_argo_pack.py",)),
+    Target(
+        "guest_node.virtio.drivers.negotiate",
+        "STEPS",
+        ("tests/guest_node/virtio/drivers/test_negotiate.py",),
+        words=("name", "source"),
+    ),
+    Target("topologies.devices", "TYPES", ("tests/topologies/test_schema.py", "tests/topologies/test_devicecheck.py")),
+    Target("guest_node.devices", "NOT_YET", ("tests/guest_node/test_devices.py",)),
+    Target("guest_node.programs.back_mmio", "WAYS", ("tests/topologies/compare/test_compare.py",)),
+    Target("hmx.ioreq", "DMOPS", _IOREQ),
+    Target("hmx.ioreq", "WINDOWS", _IOREQ),
+    Target("hmx.grants", "OPS", _IOREQ),
 )

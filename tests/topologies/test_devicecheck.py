@@ -115,3 +115,38 @@ def test_front_ends_have_their_device(guest: str, said: str, hint: str) -> None:
     text = f"{LAB % 'own'}  app: {{on: hv0, {guest}}}\ndestinations: [{TO_DISK}]"
     found = [(one.message, one.hint) for _, one in devices(tree(text))]
     assert found == ([(said, hint)] if said else [])
+
+
+MMIO = "devices: [{type: blk, transport: virtio-mmio}]"
+WINDOWS = (
+    ("{}", "on: hv0", "disk", ""),
+    ("{arch: aarch64}", "on: hv0", "disk", ""),
+    ("{personality: xen-viridian}", "on: hv0", "disk", ""),
+    ("{personality: kvm}", "on: hv0", "disk", "needs a Xen that serves its guests itself: 'hv0' is none"),
+    ("{restart: on-failure}", "on: hv0", "disk", "does not bear `restart: on-failure` of 'hv0'"),
+    ("{host: lab1}", "on: hv0, host: lab1", "disk", ""),
+    ("{host: lab1}", "on: hv0, host: lab2", "disk", "does not bear `host: lab2` of 'app'"),
+    ("{}", "on: hv0, restart: on-failure", "disk", "does not bear `restart: on-failure` of 'app'"),
+    ("{}", "on: hv0, restart: never", "disk", ""),
+    ("{}", "on: hv0", "mortal", "does not bear `restart: on-failure` of 'mortal'"),
+    ("{}", "on: hv0", "far", "needs its back end beside it: 'far' is not on 'hv0'"),
+    ("{}", "on: hv0", "up", "needs its back end beside it: 'up' is not on 'hv0'"),
+    ("{}", "on: hv9", "disk", ""),
+    ("{personality: zz9}", "on: hv0", "disk", ""),
+    ("{}", "on: hv0", "zz9", ""),
+)
+
+
+@pytest.mark.parametrize(("home", "guest", "to", "said"), WINDOWS)
+def test_what_is_said_of_virtio_mmio(home: str, guest: str, to: str, said: str) -> None:
+    """A device model is a guest beside its target, under a Xen, and both live as long as the run."""
+    text = f"""
+hypervisors: {{hv0: {home}, hv1: {{}}}}
+guests:
+  disk: {{on: hv0, program: "m:f"}}
+  mortal: {{on: hv0, restart: on-failure, program: "m:f"}}
+  far: {{on: hv1, program: "m:f"}}
+  app: {{{guest}, program: "m:f", {MMIO}}}
+destinations: [{{from: app, service: storage, to: {to}}}]
+"""
+    assert [one.message for _, one in devices(tree(text))] == ([f"virtio-mmio {said}"] if said else [])

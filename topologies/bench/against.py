@@ -65,9 +65,16 @@ def compare(
     measure: Measure = labs.measure,
     repository: Path = OWN_TREE,
 ) -> dict[str, Any]:
-    """The report: the peer of each row is its other self, `ratios` are of the values, `speed` is over 1 when faster."""
+    """The report: the peer of each row is its other self, `ratios` are of the values, `speed` is over 1 when faster.
+
+    `unknown` names the rows that the other tree does not have, and so has no figure of.
+    """
     with worktree(revision, repository) as other:
-        rows = [row for row in rows if row.data_path and _known(row, other)]
+        held = [row for row in rows if row.data_path]
+        rows = [row for row in held if _known(row, other)]
+        unknown = [row.name for row in held if row not in rows]
+        if unknown:
+            progress(f"no figure in {revision}, which has no such row: {', '.join(unknown)}")
         ours, theirs = [Measured(row) for row in rows], [Measured(row) for row in rows]
         for number in range(1, rounds + 1):
             for mine, its in zip(ours, theirs, strict=True):
@@ -80,6 +87,7 @@ def compare(
         "machine": machine(),
         "rounds": rounds,
         "against": revision,
+        "unknown": unknown,
         "fallen": [row["name"] for row in report if not row["not_fallen"]],
         "rows": report,
     }

@@ -19,7 +19,7 @@ from topologies.bench.inbox import Meter, cpu_ns, identity
 
 if TYPE_CHECKING:
     from guest_node.guest import Guest
-    from guest_node.virtio.argo_transport import ArgoTransport
+    from guest_node.virtio.argo_bus import ArgoBus
     from guest_node.virtio.drivers.blk import Pending
 
 SECTOR = 512
@@ -71,13 +71,13 @@ async def serve_disk(guest: Guest) -> int:
 
 
 async def read_disk(guest: Guest) -> None:
-    """Read `count` blocks of `size` bytes with at most `window` of them under way; half of them are sent off at once."""
+    """Read `count` blocks of `size` bytes with at most `window` of them under way, which leave in two halves."""
     from guest_node.virtio.drivers.blk import BlkDevice
 
     arguments = guest.arguments
     size, count, warm, depth = arguments["size"], arguments["count"], arguments["warm"], arguments["window"]
-    transport = await _connect(guest, arguments["ring"])
-    disk = BlkDevice(transport)
+    bus = await _connect(guest, arguments["ring"])
+    disk = BlkDevice(bus.devices[min(bus.devices)])
     await disk.start()
     known, places = blocks(size), reads(size, count)
     each, step = size // SECTOR, depth // 2
@@ -104,22 +104,21 @@ async def read_disk(guest: Guest) -> None:
                 raise ValueError(f"block {place} of {size} bytes is not what the disk holds")
             total += number(data)[0]
             done += 1
-    traffic = transport.bus.traffic
     guest.result(**meter.read(), back_end_cpu_ns=cpu_ns(back) - began, timed=timed, completed=done, checksum=total)
-    guest.result(frames=traffic.sendv, eagain=traffic.refused)
-    await transport.close()
+    guest.result(frames=bus.traffic.sendv, eagain=bus.traffic.refused)
+    await bus.close()
 
 
-async def _connect(guest: Guest, ring: int) -> ArgoTransport:
-    """The disk of the topology, with a ring of our choice; once somebody serves it."""
+async def _connect(guest: Guest, ring: int) -> ArgoBus:
+    """Who serves the disk of the topology, once somebody does; with a ring of our choice."""
     from guest_node.devices import NOT_YET, find
-    from guest_node.virtio.argo_front import connect
+    from guest_node.virtio.argo_front import discover
     from hmx.argo.abi import DOMID_ANY, Address
 
     device = find(guest.devices, "blk")
     while True:
         try:
-            return await connect(guest.driver, Address(device.port, DOMID_ANY), variant=device.variant, ring_len=ring)
+            return await discover(guest.driver, Address(device.port, DOMID_ANY), variant=device.variant, ring_len=ring)
         except OSError as problem:
             if problem.errno not in NOT_YET:
                 raise

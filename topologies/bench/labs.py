@@ -11,19 +11,21 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from topologies.bench import disk
 from topologies.bench.figures import quantile
 from topologies.bench.proof import Evidence, check
-from topologies.bench.rows import GUESTS_OF, MIB, WARM_SHARE, Kind, Row, Where
+from topologies.bench.rows import DISKS, GUESTS_OF, MIB, WARM_SHARE, Kind, Row, Where
 from topologies.exitcodes import ExitCode
 
 PREFIX: Final = "argosy_bench_"  # in front of the measuring modules' names where a lab finds them
 PROGRAMS: Final = f"{PREFIX}guests"
 FABRIC: Final = "fabric_lab"  # what runs a lab whose hypervisors are on hosts of their own
-MODULES: Final = ("guests", "inbox", "ledger", FABRIC)
+MODULES: Final = ("disk", "guests", "inbox", "ledger", FABRIC)
 WITHIN: Final = 60.0  # seconds for one round
 OWN_TREE: Final = Path(__file__).resolve().parents[2]
 
@@ -74,6 +76,8 @@ def messages(row: Row, scale: float) -> tuple[int, int]:
 
 def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
     """The lab of a row, as the data of a topology file."""
+    if row.kind in DISKS:
+        return _disk_topology(row, name, count, warm)
     programs = GUESTS_OF[row.kind]
     arguments = {
         "size": row.size, "count": count, "warm": warm, "ring": row.ring, "window": row.window,
@@ -81,7 +85,6 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
     }  # fmt: skip
     homes = HOMES[row.where]
     link = {"between": list(homes[:2]), "posted": row.kind is Kind.REMOTE_POSTED}
-    memory = f"{max(16, (2 * row.ring + 2 * (row.window + 4) * row.size) // MIB + 8)}MiB"
     return {
         "name": name,
         "hypervisors": {
@@ -90,14 +93,48 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
         },
         **({"links": [link]} if row.where is Where.HOSTS else {}),  # a tree that knows no links runs the other rows
         "guests": {
-            who: {"on": getattr(homes, who), "memory": memory, "program": f"{PROGRAMS}:{program}", "with": arguments}
+            who: {
+                "on": getattr(homes, who), "memory": _memory(row), "program": f"{PROGRAMS}:{program}",
+                "with": arguments,
+            }
             for who, program in (("receiver", programs.receiver), ("sender", programs.sender))
         },
-        "checks": [
-            {"name": f"{who} ends", "guest": who, "expect": {"exit": 0}, "within": f"{WITHIN:g}s"}
-            for who in ("receiver", "sender")
-        ],
-    }
+        "checks": _CHECKS,
+    }  # fmt: skip
+
+
+def _memory(row: Row) -> str:
+    """Of a guest: its rings, the frames in flight, and the rest."""
+    return f"{max(16, (2 * row.ring + 2 * (row.window + 4) * row.size) // MIB + 8)}MiB"
+
+
+_CHECKS: Final = [
+    {"name": f"{who} ends", "guest": who, "expect": {"exit": 0}, "within": f"{WITHIN:g}s"}
+    for who in ("receiver", "sender")
+]
+
+
+def _disk_topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
+    """A driver domain that serves the disk, and a guest that has it plugged in."""
+    programs = GUESTS_OF[row.kind]
+    common = {"on": "hv0", "memory": _memory(row)}
+    arguments = {"size": row.size, "count": count, "warm": warm, "ring": row.ring, "window": row.window}
+    return {
+        "name": name,
+        "hypervisors": {"hv0": {"personality": "xen", "argo": {"mac-permissive": True}}},
+        "guests": {
+            "receiver": {
+                **common, "program": f"{PREFIX}{programs.module}:{programs.receiver}", "serves": ["storage"],
+                "with": {"image": disk.IMAGE, "read-only": True, "ring": row.ring},
+            },
+            "sender": {
+                **common, "program": f"{PREFIX}{programs.module}:{programs.sender}",
+                "devices": [{"type": "blk", "variant": "inline"}], "with": arguments,
+            },
+        },
+        "destinations": [{"from": "sender", "service": "storage", "to": "receiver"}],
+        "checks": _CHECKS,
+    }  # fmt: skip
 
 
 def measure(row: Row, tree: Path = OWN_TREE, scale: float = 1.0) -> Round:
@@ -106,6 +143,8 @@ def measure(row: Row, tree: Path = OWN_TREE, scale: float = 1.0) -> Round:
     with tempfile.TemporaryDirectory(prefix="argosy-bench-") as directory:
         place = Path(directory)
         copy_programs(place)
+        if row.kind in DISKS:
+            (place / disk.IMAGE).write_bytes(disk.content())
         lab = place / "lab.yaml"
         # JSON is YAML.
         lab.write_text(json.dumps(topology(row, place.name, count, warm)))
@@ -169,6 +208,8 @@ def figure(row: Row, evidence: Evidence) -> Round:
         samples = [sample / 1000 for sample in sender["samples_ns"]]
         columns["p50"], columns["p99"] = quantile(samples, 0.5), quantile(samples, 0.99)
         return Round(columns["p50"], columns)
+    if row.kind in DISKS:
+        return _disk_figure(row, sender, columns)
     timed = receiver["timed"]
     # CPU microseconds per message of the three processes: which of them is the slowest stage.
     columns["cpu_us"] = {
@@ -179,3 +220,11 @@ def figure(row: Row, evidence: Evidence) -> Round:
     if row.kind is Kind.CPU:
         return Round(columns["cpu_us"]["hypervisor"], columns)
     return Round(timed / (receiver["wall_ns"] / 1e9), columns)
+
+
+def _disk_figure(row: Row, reader: Mapping[str, Any], columns: dict[str, Any]) -> Round:
+    """Of what the front end measured: its own CPU time, and that of the processes that serve it."""
+    timed = reader["timed"]
+    spent = {"front end": "cpu_ns", "hypervisor": "hypervisor_cpu_ns", "back end": "back_end_cpu_ns"}
+    columns["cpu_us"] = {who: reader[key] / timed / 1000 for who, key in spent.items()}
+    return Round(row.rate(timed / (reader["wall_ns"] / 1e9)), columns)

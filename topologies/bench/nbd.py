@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from topologies.bench.disk import IMAGE, NUMBER, blocks, checksum, content, reads
 from topologies.bench.transports import Unavailable
@@ -44,6 +44,7 @@ _GO: Final = Struct(">IH")  # an empty name, and no particular information asked
 _EXPORT: Final = Struct(">HQH")
 _REQUEST: Final = Struct(">IHHQQI")
 _REPLY: Final = Struct(">IIQ")
+_TIMEVAL: Final = Struct("ll")
 
 SERVER: Final = "qemu-nbd"
 WITHIN: Final = 30.0
@@ -52,6 +53,15 @@ _ROOM: Final = 32  # replies that the client's buffer holds
 
 class NbdFailed(Exception):
     """The server, or what it answered, is not what it has to be."""
+
+
+class Reads(NamedTuple):
+    """What came: how many, the sum of their first sector numbers, how many since the clock was started, and its ns."""
+
+    came: int
+    checksum: int
+    timed: int
+    wall_ns: int
 
 
 class NbdClient:
@@ -80,11 +90,11 @@ class NbdClient:
                 if what == INFO_EXPORT:
                     self.size = size
 
-    def read(self, size: int, places: Sequence[int], warm: int, depth: int) -> tuple[int, int, int]:
+    def read(self, size: int, places: Sequence[int], warm: int, depth: int) -> Reads:
         """Read blocks `places` of `size` bytes, at most `depth` at once, and compare each with what the disk holds.
 
-        Returns how many came, the sum of their first sector numbers, and nanoseconds since `warm` of them had come.
-        Whatever lies in the socket is taken at once, and as many requests leave together.  Raises NbdFailed.
+        Whatever lies in the socket is taken at once, and as many requests leave together.  The clock starts when `warm`
+        have come.  Raises NbdFailed.
         """
         count, frame = len(places), _REPLY.size + size
         known = blocks(size)
@@ -94,7 +104,7 @@ class NbdClient:
         requests = [pack(REQUEST, 0, CMD_READ, index, place * size, size) for index, place in enumerate(places)]
         out = [False] * count
         receive, send = self._socket.recv_into, self._socket.sendall
-        done = total = began = start = end = 0
+        done = total = began = timed = start = end = 0
         sent = min(depth, count)
         out[:sent] = [True] * sent
         send(b"".join(requests[:sent]))
@@ -126,9 +136,8 @@ class NbdClient:
                 send(b"".join(requests[sent:more]))
                 sent = more
             if not began and done >= warm:
-                began, warm = time.monotonic_ns(), done
-        wall = time.monotonic_ns() - began
-        return done, total, wall * (count - warm) // max(1, count - warm)
+                began, timed = time.monotonic_ns(), count - done
+        return Reads(done, total, timed, time.monotonic_ns() - began)
 
     def close(self) -> None:
         """Say goodbye."""
@@ -158,7 +167,9 @@ def served(directory: str) -> Iterator[socket.socket]:
     server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
-            made.settimeout(WITHIN)
+            # Blocking: with a timeout of Python's every receive would cost a poll, too.
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                made.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(WITHIN), 0))
             _connect(made, path, server)
             yield made
     finally:
@@ -187,10 +198,10 @@ def measure(size: int, count: int, warm: int, depth: int, directory: str) -> flo
         with served(directory) as connected:
             client = NbdClient(connected)
             client.negotiate()
-            done, total, wall = client.read(size, reads(size, count), warm, depth)
+            found = client.read(size, reads(size, count), warm, depth)
             client.close()
     except OSError as problem:
         raise NbdFailed(f"{SERVER}: {problem}") from None
-    if (done, total) != (count, checksum(size, count)):
-        raise NbdFailed(f"{done} reads of {count}, or wrong ones")
-    return (count - warm) / (wall / 1e9)
+    if (found.came, found.checksum) != (count, checksum(size, count)):
+        raise NbdFailed(f"{found.came} reads of {count}, or wrong ones")
+    return found.timed / (found.wall_ns / 1e9)

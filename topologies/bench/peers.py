@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import zmq
 
+from topologies.bench import nbd
 from topologies.bench.figures import median
 from topologies.bench.labs import messages
 from topologies.bench.ledger import DISTINCT, STAMP, Ledger, bodies, stamp
@@ -67,6 +68,11 @@ def measure(name: str, row: Row, scale: float = 1.0) -> float:
         return memcpy(row, scale)
     count, warm = messages(row, scale * SHARES.get(name, 1.0))
     with tempfile.TemporaryDirectory(prefix="argosy-peer-") as directory:
+        if name == nbd.SERVER:
+            try:
+                return row.rate(nbd.measure(row.size, count, warm, row.window, directory))
+            except nbd.NbdFailed as problem:
+                raise PeerFailed(str(problem)) from None
         transport = PEERS[name](row, directory)
         with contextlib.closing(transport):
             if row.unit == "us":

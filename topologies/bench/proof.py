@@ -4,6 +4,9 @@ N messages are N sendv frames that the hypervisor process executed, by its count
 dequeued, with a running checksum over (sequence, payload).  The hypervisor's pid, as the kernel told both
 guests, differs from theirs.  Where the guests have hypervisors of their own, these are two processes, and the far one
 executed as many sendv of a guest elsewhere, with as many bytes, as the near one let its guest believe.
+
+N reads of a disk are N answers with the data that the disk holds at that place, and N requests that the back end
+served, all of them well; the hypervisor process copied at least as many bytes.  A message there carries several.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from topologies.bench import disk
 from topologies.bench.ledger import Ledger
-from topologies.bench.rows import GUESTS_OF, Kind, Row, Where
+from topologies.bench.rows import DISKS, GUESTS_OF, Kind, Row, Where
 
 STREAM_HEADER = 8  # bytes before each frame's data: OpenXT's argo_stream_header
+REQUEST_SIZE = 16  # bytes of a block request for the device to read (VIRTIO 5.2.6)
 STREAM_CONTROL = 8  # SYN, RST and their like: no more frames than this carry no data
 
 
@@ -67,6 +72,8 @@ class Evidence:
 
 def objections(row: Row, evidence: Evidence) -> tuple[str, ...]:
     """Why the evidence is not enough; empty when it is."""
+    if row.kind in DISKS:
+        return (*_processes(row, evidence), *_disk_reads(row, evidence))
     return (
         *_processes(row, evidence),
         *_receipt(row, evidence),
@@ -126,6 +133,25 @@ def _execution(row: Row, evidence: Evidence) -> list[str]:
     wanted = evidence.messages if GUESTS_OF[row.kind].answers else 0
     if answers != wanted:
         found.append(f"{answers} answers executed, not {wanted}")
+    return found
+
+
+def _disk_reads(row: Row, evidence: Evidence) -> list[str]:
+    found = []
+    count = evidence.messages
+    completed, served = evidence.sender.get("completed"), evidence.receiver.get("requests")
+    if completed != count:
+        found.append(f"{count} reads, but {completed} completed")
+    wanted = disk.checksum(row.size, count)
+    if evidence.sender.get("checksum") != wanted:
+        found.append(f"the checksum over what was read is {evidence.sender.get('checksum')}, not {wanted}")
+    if served != {"OK": count}:
+        found.append(f"{count} reads, but the back end served {served}")
+    for who, size in (("receiver", row.size), ("sender", REQUEST_SIZE)):
+        counted = evidence.executed.get(who, {})
+        copied = counted.get("bytes_copied", 0)
+        if not counted.get("messages") or copied < count * size:
+            found.append(f"{copied} bytes of the {who} copied, less than {count * size}")
     return found
 
 

@@ -36,6 +36,10 @@ class Kind(StrEnum):
     """Messages over a posted link between two hosts; the receiver's rate."""
     NESTED_RTT = "nested round trip"
     """A message and its echo between guests of a nested hypervisor and of the one around it."""
+    DISK_READS = "disk reads"
+    """Random reads of a block device over VirtIO-Argo (experimental), with a window of them under way; their rate."""
+    DISK_BYTES = "disk bytes"
+    """The same, in MiB of data a second."""
     STARTUP = "startup"
     """Guests from the plan to an answered message each."""
 
@@ -51,7 +55,7 @@ class Where(StrEnum):
 
 
 class Guests(NamedTuple):
-    """The programs of a kind, and what a round of it tells."""
+    """The programs of a kind, what a round of it tells, and the module that the programs are of."""
 
     kind: Kind
     sender: str
@@ -59,6 +63,7 @@ class Guests(NamedTuple):
     answers: bool  # the receiver answers each message with one of its own
     unit: str
     where: Where = Where.ONE
+    module: str = "guests"
 
 
 GUESTS: Final = (
@@ -72,19 +77,24 @@ GUESTS: Final = (
     Guests(Kind.REMOTE_RTT, "send_and_echo", "receive_and_echo", True, "us", Where.HOSTS),
     Guests(Kind.REMOTE_POSTED, "send_windowed", "receive_windowed", False, "msg/s", Where.HOSTS),
     Guests(Kind.NESTED_RTT, "send_and_echo", "receive_and_echo", True, "us", Where.LEVELS),
+    Guests(Kind.DISK_READS, "read_disk", "serve_disk", True, "req/s", module="disk"),
+    Guests(Kind.DISK_BYTES, "read_disk", "serve_disk", True, "MiB/s", module="disk"),
     Guests(Kind.STARTUP, "startup_client", "startup_echo", True, "s"),
 )
 GUESTS_OF: Final = {row.kind: row for row in GUESTS}
+DISKS: Final = (Kind.DISK_READS, Kind.DISK_BYTES)
+RATES: Final = ("msg/s", "req/s", "MiB/s")
 
 STREAMING: Final = ("zmq-proxy", "zmq-forwarder", "zmq-pair", "uds-seqpacket", "mp-queue", "iceoryx2")
 HYPERVISED: Final = ("zmq-proxy", "zmq-forwarder", "zmq-pair", "zmq-hv", "uds-seqpacket", "mp-queue", "iceoryx2")
 ONE_WAY: Final = ("zmq-proxy", "zmq-pair", "uds-seqpacket", "mp-queue")
 ROUND_TRIP: Final = ("zmq-dealer-router", "zmq-proxy", "zmq-pair", "uds-seqpacket", "eventfd-pingpong")
 FAR: Final = ("zmq-proxy-curve",)
+STORAGE: Final = ("qemu-nbd",)
 
 
 class Row(NamedTuple):
-    """One row: `size` of a message, `sends`: timed messages in a round, `ring` (data bytes of each ring),
+    """One row: `size` of a message or of a read, `sends`: timed ones in a round, `ring` (data bytes of each ring),
     `window` (sends in flight), and the peers measured beside it.
     """
 
@@ -109,7 +119,11 @@ class Row(NamedTuple):
     @property
     def larger_is_better(self) -> bool:
         """Whether the value is a rate."""
-        return self.unit == "msg/s"
+        return self.unit in RATES
+
+    def rate(self, each_second: float) -> float:
+        """So many messages or requests a second in the row's unit."""
+        return each_second * self.size / MIB if self.unit == "MiB/s" else each_second
 
     @property
     def data_path(self) -> bool:
@@ -140,6 +154,8 @@ ROWS: Final = (
     Row("remote-posted-64B", Kind.REMOTE_POSTED, 64, 20_000, 4 * MIB, 64, FAR),
     Row("remote-posted-64KiB", Kind.REMOTE_POSTED, 64 * KIB, 2_000, 8 * MIB, 16, FAR),
     Row("nested-rtt-64B", Kind.NESTED_RTT, 64, 1_500, MIB, 1, ()),
+    Row("virtio-blk-4KiB-read", Kind.DISK_READS, 4 * KIB, 30_000, MIB, 16, STORAGE),
+    Row("virtio-blk-64KiB-read", Kind.DISK_BYTES, 64 * KIB, 4_000, 4 * MIB, 16, STORAGE),
     Row("startup-50", Kind.STARTUP, 64, 50, 128 * KIB, 1, ()),
 )
 ROW_OF: Final = {row.name: row for row in ROWS}
@@ -178,6 +194,7 @@ TARGETS: Final = (
     Target("remote-rtt-64B", "zmq-proxy-curve", Bound.AT_MOST, 3.0),
     Target("remote-posted-64B", "zmq-proxy-curve", Bound.AT_LEAST, 0.5),
     Target("remote-posted-64KiB", "zmq-proxy-curve", Bound.AT_LEAST, 0.5),
+    Target("virtio-blk-4KiB-read", "qemu-nbd", Bound.AT_LEAST, 0.4),
     Target("startup-50", "value", Bound.AT_MOST, 3.0),
     Target("startup-50", "unique_mib", Bound.AT_MOST, 12.0),
 )

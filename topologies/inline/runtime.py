@@ -257,7 +257,7 @@ class _Lab:
         core = Hypervisor(
             personality, config.cpu, options, xsm_by_name(config.xsm), report,
             doors=config.doors, notifications=config.notifications, storage=config.storage, parents=parents_of(config),
-            device_models=config.device_models,
+            device_models=config.device_models, iommus=config.iommus,
         )  # fmt: skip
         machine = self._machines[config.name] = InlineMachine(
             core,

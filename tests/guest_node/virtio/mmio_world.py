@@ -14,6 +14,7 @@ from guest_node.virtio.access_dma import DmaAccess
 from guest_node.virtio.access_foreign import ForeignAccess
 from guest_node.virtio.access_grant import GrantCopyAccess, GrantMapAccess
 from guest_node.virtio.grant_table import GrantTable
+from guest_node.virtio.iommu_front import Arena
 from guest_node.virtio.ioreq_server import IoreqServer
 from guest_node.virtio.mmio_back import OFFERED, MmioDevice
 from guest_node.virtio.mmio_front import MmioTransport, open_mmio
@@ -42,20 +43,26 @@ WAYS: Final[dict[str, Callable[[XenCalls], RemoteMemory]]] = {
     "dma": lambda xen: DmaAccess(xen, FRONT, ForeignAccess(xen, FRONT)),
     "dma-only": lambda xen: DmaAccess(xen, FRONT),
 }
+GUARDED: Final = {"guarded": lambda xen: DmaAccess(xen, FRONT, endpoint=0)}
 
 
 class World:
     """Both guests; `plug` makes a device of a model at a window, `open` its transport."""
 
     def __init__(
-        self, seed: int, arch: Arch = Arch.X86_64, trusted: bool = True, notifications: tuple[str, ...] = ()
+        self,
+        seed: int,
+        arch: Arch = Arch.X86_64,
+        trusted: bool = True,
+        notifications: tuple[str, ...] = (),
+        iommus: tuple[str, ...] = (),
     ) -> None:
         options, _ = parse_options("on,mac-permissive")
         self.arch = arch
         self.events: list[tuple[object, ...]] = []
         self.core = Hypervisor(
             PERSONALITIES["xen", arch], CPU[arch], options, xsm_by_name("dummy"), lambda *e: self.events.append(e),
-            notifications=notifications, device_models=(("back", "front"),) if trusted else (),
+            notifications=notifications, iommus=iommus, device_models=(("back", "front"),) if trusted else (),
         )  # fmt: skip
         self.machine = InlineMachine(self.core, random.Random(seed))
         self.tasks: list[asyncio.Task[None]] = []
@@ -78,18 +85,22 @@ class World:
 
     def plug(self, model: Model, way: str = "foreign", index: int = 0, features: int = OFFERED) -> MmioDevice:
         window = windows(self.arch)[index]
-        if way.startswith("grant"):
+        if way.startswith("grant") or way == "guarded":
             features |= feature_set(Feature.ACCESS_PLATFORM)
-        access = WAYS[way](self.server.xen)
+        access = (WAYS | GUARDED)[way](self.server.xen)
         device = MmioDevice(model, access, self.server.line(window), lambda: self.server.soon(device), features)
         self.server.add(window.base, window.base + WINDOW_SIZE - 1, device)
         self.devices.append(device)
         return device
 
-    async def open(self, index: int = 0, grants: bool = False, indirect: int = 0, vcpu: int = 0) -> MmioTransport:
+    async def open(
+        self, index: int = 0, grants: bool = False, indirect: int = 0, vcpu: int = 0, arena: Arena | None = None
+    ) -> MmioTransport:
         table = GrantTable(XenCalls(self.front)) if grants else None
         window = windows(self.arch)[index]
-        return await open_mmio(self.front, window, grants=table, backend=BACK, indirect=indirect, vcpu=vcpu)
+        return await open_mmio(
+            self.front, window, grants=table, backend=BACK, indirect=indirect, vcpu=vcpu, arena=arena
+        )
 
     def close(self) -> None:
         for task in self.tasks:
@@ -102,9 +113,10 @@ def simulate(
     arch: Arch = Arch.X86_64,
     trusted: bool = True,
     notifications: tuple[str, ...] = (),
+    iommus: tuple[str, ...] = (),
 ) -> None:
     async def run() -> None:
-        world = World(seed, arch, trusted, notifications)
+        world = World(seed, arch, trusted, notifications, iommus)
         try:
             async with asyncio.timeout(1000):
                 await main(world)

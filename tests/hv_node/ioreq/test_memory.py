@@ -16,6 +16,7 @@ from hmx.ioreq import DMA_MAX, DmaFlag, Dmop, MapSpace, Memop
 from hmx.memory import PAGE_SIZE, PageType
 from hmx.trap import Arch, Kind
 from hmx.vcpu_area import Post, post_entry
+from hv_node.hvm import Hvm
 from tests.doubles.machine import Guest, Machine
 from tests.hv_node.ioreq.model import ARGS, LISTS, DeviceModel, pair
 
@@ -396,3 +397,21 @@ def test_spis_on_arm() -> None:
     assert dm(Dmop.CREATE_IOREQ_SERVER, 0, 0, 0, 0) == 0
     assert dm(Dmop.MAP_IO_RANGE, 0, 0, ioreq.RangeType.PORT, 0, 1) == -Errno.EINVAL
     assert dm(Dmop.MAP_IO_RANGE, 0, 0, ioreq.RangeType.MEMORY, 0x0200_0000, 0x0200_01FF) == 0
+
+
+def test_a_grant_that_is_revoked_while_it_is_taken() -> None:
+    """The status is stored, then the flags are looked at again: who revoked in between wins (grant_table v2)."""
+    lab = Granting()
+    lab.entry(GREF, GrantFlag.PERMIT_ACCESS, 2, 30)
+    hub = lab.world.core.ioreqs
+    assert hub is not None
+    use = hub.grants._use
+
+    def revoking(granter: Hvm, gref: int, write: bool, change: int) -> None:
+        use(granter, gref, write, change)
+        lab.entry(GREF, GrantFlag.INVALID, 0, 0)
+
+    hub.grants._use = revoking  # type: ignore[method-assign]
+    assert lab.map(GREF)[0] == GrantStatus.GENERAL_ERROR
+    assert lab.status(GREF) == 0
+    assert lab.me.hvm.counters.pages_mapped == 0

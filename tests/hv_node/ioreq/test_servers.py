@@ -521,3 +521,18 @@ def test_hostile_slots_never_harm_the_hypervisor(data: st.DataObject) -> None:
                 raw = data.draw(st.binary(min_size=40, max_size=40))
                 model.memory(data.draw(st.sampled_from([7, 15, 23, 28])), raw)
     assert bystander.trap(Kind.CPUID, (0,)).outcome == Outcome.DONE
+
+
+def test_a_vcpu_has_one_slot() -> None:
+    """Experimental: what overtakes a waiting frame behind an ASYNC one is canceled, and the slot is left alone."""
+    world, target, model = pair()
+    model.start()
+    assert access(target, address=WINDOW) == []
+    before = model.slot()
+    world.core._step(target.vcpu, (9, Kind.LOAD, 0, 0, 4, 0, 1, 0, 0, WINDOW + 8, 0), (0,))
+    target.vcpu.area.publish()
+    done = target.side.collect()
+    assert (done.seq, done.outcome) == (9, Outcome.CANCELED)
+    assert model.slot() == before
+    model.answer(6)
+    assert target.run()[0].regs == (6,)

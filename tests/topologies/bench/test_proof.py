@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from topologies.bench import disk
 from topologies.bench.ledger import Ledger
 from topologies.bench.proof import Evidence, LyingRow, check, objections
-from topologies.bench.rows import GUESTS_OF, ROW_OF, Kind, Row, Where
+from topologies.bench.rows import DISKS, GUESTS_OF, ROW_OF, Kind, Row, Where
 
 COUNT = 21
-ROWS = [row for row in ROW_OF.values() if row.kind is not Kind.STARTUP]
+DISK_ROWS = [row for row in ROW_OF.values() if row.kind in DISKS]
+ROWS = [row for row in ROW_OF.values() if row.kind is not Kind.STARTUP and row not in DISK_ROWS]
 NEAR = [row for row in ROWS if row.where is Where.ONE]
 FAR = [row for row in ROWS if row.where is not Where.ONE]
 
@@ -130,3 +132,62 @@ def test_a_row_carries_its_columns(row: Row) -> None:
     assert columns.get("records_per_frame", 2.5) == 2.5
     assert columns["frames"] >= COUNT
     assert (columns["doorbells"], columns["interrupts"]) == (3, 5)
+
+
+# ---- disks ----
+
+
+def honest_disk(row: Row) -> Evidence:
+    """Requests share messages: there are fewer of these."""
+    return Evidence(
+        messages=COUNT,
+        sender={"pid": 11, "hypervisor_pid": 13, "completed": COUNT, "checksum": disk.checksum(row.size, COUNT)},
+        receiver={"pid": 12, "hypervisor_pid": 13, "requests": {"OK": COUNT}},
+        executed={
+            "sender": {"messages": 3, "bytes_copied": COUNT * 16 + 300},
+            "receiver": {"messages": 3, "bytes_copied": COUNT * (row.size + 1) + 300, "interrupts_posted": 3},
+        },
+        host={"doorbells": 3},
+    )
+
+
+@pytest.mark.parametrize("row", DISK_ROWS, ids=lambda row: row.name)
+def test_an_honest_disk_passes(row: Row) -> None:
+    check(row, honest_disk(row))
+    assert objections(row, Evidence(COUNT, {}, {}, {}, {}))
+
+
+@pytest.mark.parametrize(
+    ("side", "key", "words", "value"),
+    [
+        ("sender", "completed", "completed", COUNT - 1),
+        ("sender", "checksum", "checksum", 1),
+        ("sender", "pid", "2 processes", 12),
+        ("receiver", "pid", "2 processes", 13),
+        ("receiver", "hypervisor_pid", "different hypervisor", 14),
+        ("receiver", "requests", "served", {"OK": COUNT - 1}),
+        ("receiver", "requests", "served", {"OK": COUNT + 1}),
+        ("receiver", "requests", "served", {"OK": COUNT, "IOERR": 1}),
+    ],
+)
+@pytest.mark.parametrize("row", DISK_ROWS, ids=lambda row: row.name)
+def test_a_lie_about_a_disk_is_refused(row: Row, side: str, key: str, words: str, value: Any) -> None:
+    """N requests are N right answers and N requests that the back end served well; three processes."""
+    evidence = honest_disk(row)
+    told: Any = {side: {**getattr(evidence, side), key: value}}
+    with pytest.raises(LyingRow, match=words):
+        check(row, replace(evidence, **told))
+
+
+@pytest.mark.parametrize(
+    ("who", "key", "value"),
+    [("receiver", "bytes_copied", -1), ("sender", "bytes_copied", -1), ("receiver", "messages", 0),
+     ("sender", "messages", 0)],
+)  # fmt: skip
+@pytest.mark.parametrize("row", DISK_ROWS, ids=lambda row: row.name)
+def test_a_disk_whose_bytes_the_hypervisor_did_not_copy_is_refused(row: Row, who: str, key: str, value: int) -> None:
+    least = COUNT * {"receiver": row.size, "sender": 16}[who]
+    evidence = honest_disk(row)
+    executed: Any = deepcopy(dict(evidence.executed))
+    executed[who][key] = least + value if value else 0
+    assert any(who in words for words in objections(row, replace(evidence, executed=executed)))

@@ -37,7 +37,7 @@ SCHEMA = {
                 "properties": {
                     "name": {"enum": [row.name for row in ROWS]},
                     "value": {"type": "number"},
-                    "unit": {"enum": ["msg/s", "us", "us/msg", "s"]},
+                    "unit": {"enum": ["msg/s", "us", "us/msg", "s", "req/s", "MiB/s"]},
                     "ratios": NUMBERS,
                     "peers": NUMBERS,
                 },
@@ -221,6 +221,36 @@ def test_a_row_that_one_tree_cannot_measure_has_fallen(repository: Path) -> None
     report = compare([ROW], "HEAD", 2, measure=measure, repository=repository)
     assert report["fallen"] == [ROW.name]
     assert "HEAD: no such option" in report["rows"][0]["failures"]
+
+
+def test_a_row_that_the_other_tree_does_not_have_is_named_and_measured_nowhere(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree that knows no devices has no figure for a disk; its other rows are compared."""
+    new = ROW_OF["virtio-blk-4KiB-read"]
+    monkeypatch.setattr(against, "_known", lambda row, _tree: row is not new)
+    measured: list[Row] = []
+    said: list[str] = []
+
+    def measure(row: Row, _tree: Path, _scale: float) -> Round:
+        measured.append(row)
+        return Round(1.0, COLUMNS)
+
+    report = compare([ROW, new], "HEAD", 1, progress=said.append, measure=measure, repository=repository)
+    assert set(measured) == {ROW}
+    assert report["unknown"] == [new.name]
+    assert [row["name"] for row in report["rows"]] == [ROW.name]
+    assert report["fallen"] == []
+    assert any(new.name in words for words in said)
+
+
+def test_a_table_without_the_row_does_not_have_it(tmp_path: Path) -> None:
+    table_of_rows = tmp_path / "topologies" / "bench" / "rows.py"
+    table_of_rows.parent.mkdir(parents=True)
+    table_of_rows.write_text(f'Row("{ROW.name}", ...)\n')
+    assert against._known(ROW, tmp_path)
+    assert not against._known(ROW_OF["virtio-blk-4KiB-read"], tmp_path)
+    assert against._known(ROW_OF["virtio-blk-4KiB-read"], OWN_TREE)
 
 
 # ---- memory ----

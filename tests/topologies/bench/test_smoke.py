@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from topologies.bench import labs, peers, startup
+from topologies.bench import disk, labs, peers, startup
 from topologies.bench.labs import OWN_TREE
 from topologies.bench.rows import ROW_OF
 from topologies.bench.transports import Unavailable
 from topologies.exitcodes import ExitCode
 
+DISKS = ("virtio-blk-4KiB-read", "virtio-blk-64KiB-read")
 FAR = ("remote-rtt-64B", "remote-posted-64B", "remote-posted-64KiB", "nested-rtt-64B")
 
 
@@ -37,7 +39,7 @@ def test_two_rows_of_few_messages() -> None:
     assert hypercall["p99"] >= hypercall["p50"] == hypercall["value"]
 
 
-@pytest.mark.parametrize("name", ["argo-inplace-1MiB", "argo-sync-256B", "argo-rtt-64B", "stream-4KiB", *FAR])
+@pytest.mark.parametrize("name", ["argo-inplace-1MiB", "argo-sync-256B", "argo-rtt-64B", "stream-4KiB", *DISKS, *FAR])
 def test_every_kind_of_lab_proves_itself(name: str) -> None:
     assert labs.measure(ROW_OF[name], scale=0.02).value > 0
 
@@ -51,6 +53,25 @@ def test_every_peer_delivers_every_message(name: str) -> None:
             peers.measure(name, row, 0.02)
     else:
         assert peers.measure(name, row, 0.02) > 0
+
+
+def test_a_disk_that_holds_something_else_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte in each 4 KiB is wrong: the reader finds it."""
+    wrong = bytearray(disk.content())
+    wrong[4095::4096] = bytes(len(wrong) // 4096)
+    monkeypatch.setattr(disk, "content", lambda: bytes(wrong))
+    with pytest.raises(labs.LabFailed, match="not what the disk holds"):
+        labs.measure(ROW_OF["virtio-blk-4KiB-read"], scale=0.02)
+
+
+@pytest.mark.parametrize("name", DISKS)
+def test_qemu_nbd_reads_the_same_disk(name: str) -> None:
+    """Each read compared with the disk's content; where the server is not installed, that is said."""
+    if shutil.which("qemu-nbd") is None:
+        with pytest.raises(Unavailable, match="qemu-utils"):
+            peers.measure("qemu-nbd", ROW_OF[name], 0.02)
+    else:
+        assert peers.measure("qemu-nbd", ROW_OF[name], 0.02) > 0
 
 
 def test_a_window_through_a_ring_that_is_too_small_for_it() -> None:

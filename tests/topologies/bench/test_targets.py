@@ -16,6 +16,7 @@ PROMISED = {
     *(f"argo-sync-{size}" for size in ("64B", "256B", "4KiB", "64KiB", "1MiB")),
     "argo-inplace-1MiB", "sendv-sync-64B", "argo-rtt-64B", "stream-4KiB", "stream-64KiB", "hv-cpu-64B", "startup-50",
     "remote-rtt-64B", "remote-posted-64B", "remote-posted-64KiB", "nested-rtt-64B",
+    "virtio-blk-4KiB-read", "virtio-blk-64KiB-read",
 }  # fmt: skip
 SIZES = {"64B": 64, "256B": 256, "4KiB": 4096, "64KiB": 65536, "1MiB": 1 << 20}
 
@@ -27,12 +28,23 @@ def test_every_promised_row_is_there_once() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_is_what_its_name_says(row: Row) -> None:
-    suffix = row.name.rpartition("-")[2]
+    suffix = row.name.removesuffix("-read").rpartition("-")[2]
     assert row.size == SIZES.get(suffix, row.size)
     assert 1 <= row.window <= 64
     assert row.ring % 16 == 0
     assert row.ring >= 8 * row.size  # a ring of fewer messages collapses
-    assert set(row.peers) <= {*PEERS, "memcpy"}
+    assert set(row.peers) <= {*PEERS, "memcpy", "qemu-nbd"}
+
+
+@pytest.mark.parametrize("name", ["virtio-blk-4KiB-read", "virtio-blk-64KiB-read"])
+def test_disks_are_read_with_sixteen_requests_under_way_beside_qemu_nbd(name: str) -> None:
+    assert (ROW_OF[name].window, ROW_OF[name].peers) == (16, ("qemu-nbd",))
+    assert ROW_OF[name].larger_is_better
+
+
+def test_a_rate_in_bytes_counts_the_size() -> None:
+    assert ROW_OF["virtio-blk-64KiB-read"].rate(32.0) == 2.0  # MiB/s
+    assert ROW_OF["virtio-blk-4KiB-read"].rate(32.0) == 32.0  # req/s
 
 
 @pytest.mark.parametrize(
@@ -49,6 +61,7 @@ def test_a_row_is_what_its_name_says(row: Row) -> None:
         ("remote-rtt-64B", "zmq-proxy-curve", "at most", 3, None),
         ("remote-posted-64B", "zmq-proxy-curve", "at least", 0.5, None),
         ("remote-posted-64KiB", "zmq-proxy-curve", "at least", 0.5, None),
+        ("virtio-blk-4KiB-read", "qemu-nbd", "at least", 0.4, None),
         ("startup-50", "value", "at most", 3, None),
         ("startup-50", "unique_mib", "at most", 12, None),
     ],
@@ -59,7 +72,7 @@ def test_a_promised_target_is_there(row: str, of: str, bound: str, wanted: float
 
 
 def test_there_is_no_other_target() -> None:
-    assert len(TARGETS) == 13
+    assert len(TARGETS) == 14
 
 
 RATE = Target("argo-windowed-64B", "zmq-proxy", Bound.AT_LEAST, 0.8)

@@ -72,6 +72,34 @@ def test_a_request_over_argo_costs_no_mapping_and_no_round_trip() -> None:
     assert many.hypercalls * 8 <= one.hypercalls, "sendv is issued at the notify, once for all that was added"
 
 
+@pytest.mark.parametrize(
+    ("way", "mapped", "by_hypervisor", "by_back_end"),
+    [
+        ("mmio-foreign", True, False, True),
+        ("mmio-grant-map", True, False, True),
+        ("mmio-grant-copy", False, True, False),
+        ("mmio-dma", False, True, False),
+    ],
+)
+def test_each_way_to_the_memory_costs_what_it_is(
+    way: str, mapped: bool, by_hypervisor: bool, by_back_end: bool
+) -> None:
+    """devices.md 5.4: who maps copies by itself; and every kick through IOREQ is a round trip (devices.md 5.1)."""
+    found = measure(Cell(WORK["blk-read-4KiB"], WAY[way]))
+    assert (found.pages_mapped > 0, found.pages_unmapped > 0) == (mapped, mapped)
+    assert found.pages_mapped == found.pages_unmapped
+    assert (found.copied_by_hypervisor >= 4096, found.copied_by_back_end >= 4096) == (by_hypervisor, by_back_end)
+    assert found.doorbells == 1
+    assert found.round_trips >= 1
+
+
+def test_a_small_look_is_one_call_by_dma_and_a_mapping_otherwise() -> None:
+    """argo.md 24.7: one operation instead of calls that map, and their invalidation."""
+    by_dma, by_map = (measure(Cell(WORK["peek-5"], WAY[way])) for way in ("dma", "map"))
+    assert (by_dma.hypercalls, by_dma.pages_mapped, by_dma.copied_by_hypervisor) == (1, 0, 5)
+    assert (by_map.hypercalls, by_map.pages_mapped, by_map.pages_unmapped) == (2, 1, 1)
+
+
 def test_each_level_takes_its_exits() -> None:
     """devices.md 2.5: an exit that level 1 serves is taken by level 0 first."""
     deep = measure(Cell(WORK["blk-read-4KiB"], WAY["argo-inline"], depth=1))

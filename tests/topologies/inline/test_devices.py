@@ -226,6 +226,22 @@ destinations: [{from: app, service: rng, to: noise}]
     assert "or give `from`" in (tmp_path / "run/nodes/noise/log").read_text()
 
 
+def test_the_program_that_the_documentation_shows(tmp_path: Path) -> None:
+    """docs/devices.md: a program of one's own opens its disk and reads from it."""
+    page = (Path(__file__).parents[3] / "docs" / "devices.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    assert "guest.virtio" in code
+    (tmp_path / "shown.py").write_text(f"{code}    guest.result(first=first.hex())\n")
+    text = lab("hv0", "hv0").replace("sessions: 2", "sessions: 3")
+    text = text.replace(
+        "destinations:", "  mine: {on: hv0, devices: [{type: blk}], program: 'shown:main'}\ndestinations:"
+    )
+    text = text.replace("\nchecks:", "\n  - {from: mine, service: storage, to: disk}\nchecks:")
+    outcome, _ = run(tmp_path, text)
+    assert outcome.code == ExitCode.OK, outcome.reasons
+    assert node(outcome, "mine").result["first"] == image()[:512].hex()
+
+
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Writing is refused, reading is not, and the image stays as it is."""
     text = lab("hv0", "hv0").replace("copy: mine.img", "read-only: true")
