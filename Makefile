@@ -103,9 +103,10 @@ mutate: setup
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m tests.mutate --report=$(REPORTS)/mutate.txt
 
-# docs/tables.md, and the tables of doors.md and interrupts.md, are written from the code's; a test compares.
+# docs/tables.md, and the tables of doors.md and interrupts.md, are written from the code's, and that of comparison.md from what is counted; tests compare.
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/comparison.py
 
 # Figures mean something on a machine that does nothing else.
 bench: setup

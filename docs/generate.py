@@ -13,7 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import all_tables, door_tables, interrupt_tables, nesting_tables, slot_tables, uxen_tables
+from docs import (
+    all_tables,
+    door_tables,
+    interrupt_tables,
+    nesting_tables,
+    slot_tables,
+    uxen_tables,
+    virtio_argo_tables,
+    virtio_tables,
+)
 from docs.render import fill
 
 HERE = Path(__file__).parent
@@ -24,6 +33,8 @@ MARKED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "addressing.md": slot_tables.ADDRESSING,
     "policy.md": slot_tables.POLICY,
     "uxen.md": uxen_tables.TABLES,
+    "virtio.md": virtio_tables.TABLES,
+    "virtio-argo.md": virtio_argo_tables.TABLES,
 }
 
 

@@ -155,6 +155,7 @@ def apic_errors() -> str:
 def event_channel_operations() -> str:
     """The operations that are served."""
     structures = {
+        "BIND_INTERDOMAIN": "remote_dom u16 @0, pad u16 @2, remote_port u32 @4, OUT local_port u32 @8",
         "BIND_VIRQ": "virq u32 @0, vcpu u32 @4, OUT port u32 @8",
         "CLOSE": "port u32 @0",
         "SEND": "port u32 @0",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hmx.attach import MAX_MESSAGE, Reply, Request, accepted, pack_request
+from hmx.attach import MAX_MESSAGE, Reply, Request, accepted, pack_request, unpack_loan
 from hmx.vcpu_area import AREA_SIZE
 
 _MAX_FDS: Final = 253
@@ -30,6 +30,7 @@ class Attachment:
     ram: mmap.mmap
     areas: mmap.mmap
     bells: list[Bells]
+    foreign: dict[int, mmap.mmap]  # by domain id: the memory of guests whose device model this one is
 
     def area(self, vcpu: int) -> memoryview:
         """The shared pages of one vCPU."""
@@ -80,9 +81,14 @@ class Bells:
 
 
 def attach(
-    path: str, name: str, token: bytes, timeout: float, add_reader: Callable[[int, Callable[[], None]], Any]
+    path: str,
+    name: str,
+    token: bytes,
+    timeout: float,
+    add_reader: Callable[[int, Callable[[], None]], Any],
+    targets: int = 0,
 ) -> Attachment:
-    """Attach to the hypervisor that listens at `path`.
+    """Attach to the hypervisor that listens at `path`, as the device model of so many `targets`.
 
     Raises AttachError when it refuses or answers nonsense, OSError when it is not there or does not answer in `timeout`
     seconds.
@@ -93,13 +99,9 @@ def attach(
         connection.settimeout(timeout)
         connection.connect(path)
         connection.send(pack_request(Request(name, token)))
-        data, ancillary, _flags, _address = connection.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4))
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                received = array.array("i")
-                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                fds.extend(received)
+        data = _receive(connection, fds)
         reply = accepted(data, len(fds), name)
+        foreign = dict(_shared(connection) for _ in range(targets))
         ram = mmap.mmap(fds[0], reply.memory)
         areas = mmap.mmap(fds[1], reply.vcpus * AREA_SIZE)
         bells = [
@@ -114,4 +116,26 @@ def attach(
         connection.close()
         raise
     connection.setblocking(False)
-    return Attachment(reply, connection, ram, areas, bells)
+    return Attachment(reply, connection, ram, areas, bells, foreign)
+
+
+def _receive(connection: socket.socket, fds: list[int]) -> bytes:
+    """One message; the descriptors that came with it are added to `fds`."""
+    data, ancillary, _flags, _address = connection.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4))
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received = array.array("i")
+            received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+            fds.extend(received)
+    return data
+
+
+def _shared(connection: socket.socket) -> tuple[int, mmap.mmap]:
+    """The memory of one guest whose device model this one is, by its domain id."""
+    fds: list[int] = []
+    try:
+        loan = unpack_loan(_receive(connection, fds), len(fds))
+        return loan.domid, mmap.mmap(fds[0], loan.memory)
+    finally:
+        for fd in fds:
+            os.close(fd)

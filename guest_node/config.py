@@ -9,6 +9,56 @@ from broker.keys import ClientCurve
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """One VirtIO device of a guest.
+
+    Attributes:
+        type: What it is: blk, net, console, rng or vsock.
+        service: The well-known service behind it.
+        instance: Which one of the service.
+        port: The port of that (hmx/services.py).
+        transport: virtio-argo or virtio-mmio.
+        variant: How virtio-argo moves data: inline or mirror.
+        queues: Queues of requests that the front end uses, at most.
+        window: Of virtio-mmio: which of the machine's register windows (hmx/ioreq.py).
+        access: Of virtio-mmio: how the back end reaches the guest's memory: foreign, grant-map, grant-copy or dma.
+        backend: Of virtio-mmio: domain id of the guest that serves it.
+    """
+
+    type: str
+    service: str
+    instance: int
+    port: int
+    transport: str = "virtio-argo"
+    variant: str = "inline"
+    queues: int = 1
+    window: int = -1
+    access: str = "foreign"
+    backend: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FrontConfig:
+    """A virtio-mmio device of another guest that this one serves, as its device model.
+
+    Attributes:
+        guest: Whose it is.
+        domid: That guest's domain id.
+        type: What it is.
+        port: The port of the service that it asks for, which says what of this guest's serves it.
+        window: Which of the machine's register windows.
+        access: How that guest's memory is reached: foreign, grant-map, grant-copy or dma.
+    """
+
+    guest: str
+    domid: int
+    type: str
+    port: int
+    window: int
+    access: str
+
+
+@dataclass(frozen=True, slots=True)
 class GuestConfig:
     """One guest: its machine, and the program that it runs.
 
@@ -36,6 +86,8 @@ class GuestConfig:
         firmware: What describes its machine in its memory: none, acpi or devicetree.
         curve: Keys for a broker on another host.
         knows_domid: Its kernel is told its domain id where no hypervisor tells it.
+        devices: Its VirtIO devices, in the order of the file.
+        fronts: Virtio-mmio devices of other guests that it serves.
     """
 
     lab: str
@@ -61,3 +113,5 @@ class GuestConfig:
     firmware: str = "none"
     curve: ClientCurve | None = field(default=None, repr=False)
     knows_domid: bool = True
+    devices: tuple[DeviceConfig, ...] = ()
+    fronts: tuple[FrontConfig, ...] = ()

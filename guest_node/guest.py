@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from guest_node.config import DeviceConfig, FrontConfig
 from guest_node.drivers.core import ArgoDriver
 from guest_node.drivers.dialect import V4V
 from guest_node.drivers.hypercall import error
@@ -26,6 +27,10 @@ from hmx.errno import Errno
 
 if TYPE_CHECKING:
     import random
+
+    from guest_node.devices import OpenDevice
+    from guest_node.kernel.boot import Kernel
+    from guest_node.virtio.grant_table import GrantTable
 
 Program = Callable[["Guest"], Awaitable[int | None]]
 """A program: returns its exit code, None meaning 0."""
@@ -49,6 +54,9 @@ class Guest:
         probe: Mapping[str, Any] = MappingProxyType({}),
         counters: Callable[[], Mapping[str, Any]] = dict,
         v4v: V4vCalls | None = None,
+        devices: tuple[DeviceConfig, ...] = (),
+        fronts: tuple[FrontConfig, ...] = (),
+        kernel: Kernel | None = None,
     ) -> None:
         self.name = name
         self.domid = domid
@@ -63,6 +71,11 @@ class Guest:
         self.argo = ArgoSockets(self.driver)
         self._v4v = None if v4v is None else V4vSockets(ArgoDriver(v4v, driver_randomness, V4V), v4v)
         self._drivers = [self.driver] if self._v4v is None else [self.driver, self._v4v.driver]
+        self.devices = devices  # as the topology has them
+        self.fronts = fronts  # devices of others whose device model it is
+        self.grants: GrantTable | None = None  # of which there is one, made when it is needed
+        self.kernel = kernel  # for drivers that access memory and registers themselves; a test may have none
+        self._opened: list[OpenDevice] = []
         self.results: dict[str, Any] = {}
         self._log = log
         self._start = asyncio.get_running_loop().time()
@@ -73,6 +86,19 @@ class Guest:
         if self._v4v is None:
             raise error(Errno.ENOSYS, "this hypervisor has no v4v")
         return self._v4v
+
+    async def virtio(self, which: int | str = 0, *, within: float = 10.0) -> OpenDevice:
+        """The VirtIO transport of device `which` of :attr:`devices`: its number, or its type, meaning the first of it.
+
+        Reset, and ready to negotiate (guest_node/virtio/frontend.py).  Who serves it is asked again for `within`
+        seconds if nobody does yet.  It is closed when the program ends, if not before.  Raises LookupError where the
+        topology has no such device, and OSError.
+        """
+        from guest_node.devices import find, open_device  # a guest without devices loads nothing of VirtIO
+
+        opened = await open_device(self, find(self.devices, which), within)
+        self._opened.append(opened)
+        return opened
 
     def end(self, cause: BaseException) -> None:
         """There is no hypervisor any more: whoever waits for it is told `cause`."""
@@ -115,10 +141,12 @@ class Guest:
         return int(code)
 
     async def _close(self) -> None:
-        """All drivers, the last first, each whatever another one raises."""
+        """All devices and drivers, the last first, each whatever another one raises."""
         async with contextlib.AsyncExitStack() as stack:
             for driver in self._drivers:
                 stack.push_async_callback(driver.close)
+            for device in self._opened:
+                stack.push_async_callback(device.close)
 
     async def _close_quietly(self) -> None:
         """The program has failed already: let its own error be the one that is seen."""

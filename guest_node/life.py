@@ -86,6 +86,7 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
         name=config.name, domid=kernel.domid, calls=kernel.argo, arguments=config.arguments, peers=config.peers,
         randomness=world.randomness, driver_randomness=world.driver_randomness, files=world.files, log=world.log,
         probe=found, counters=lambda: counters(kernel, world.coalesced()), v4v=kernel.v4v,
+        devices=config.devices, fronts=config.fronts, kernel=kernel,
     )  # fmt: skip
     if world.gone is not None:
         world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.end(gone.result()))

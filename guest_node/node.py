@@ -187,7 +187,8 @@ class Shell:
                 return await self._attach_remotely(token)
             except TimeoutError:
                 raise AttachError(f"hypervisor {self.config.hypervisor!r} did not answer in {ATTACH_S:g} s") from None
-        return attach(path, self.config.name, token, ATTACH_S, self.loop.add_reader)
+        targets = len({front.guest for front in self.config.fronts})
+        return attach(path, self.config.name, token, ATTACH_S, self.loop.add_reader, targets)
 
 
 def _once(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> Callable[[], None]:
@@ -215,8 +216,10 @@ def _soon(loop: asyncio.AbstractEventLoop, action: Callable[[str], None], words:
 def _memory(attached: Attachment | RemoteAttachment) -> GuestMemoryView:
     if isinstance(attached, RemoteAttachment):
         return attached.memory
-    ram = attached.ram
-    return GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
+    ram, foreign = attached.ram, {domid: memoryview(memory) for domid, memory in attached.foreign.items()}
+    memory = GuestMemoryView(memoryview(ram), lambda gpa, size: Window(ram, gpa, size))
+    memory.foreign = foreign.get
+    return memory
 
 
 async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment | RemoteAttachment]) -> Ending:

@@ -20,7 +20,8 @@ from hmx.attach import AttachError, Reply, Request, pack_request, unpack_reply
 from hmx.footprints import frame_reads
 from hmx.gic import MAX_LRS
 from hmx.memory import PAGE_SIZE, Buffer, MappedMemory, Window
-from hmx.mirror import Batch, Changes, Message, MessageKind, MirrorError, Numbers, Part, Ranges, Section
+from hmx.mirror import Batch, Changes, Message, MessageKind, MirrorError, Part, Ranges, Section
+from hmx.mirror_end import MirrorEnd
 from hmx.mirror_lists import Listed
 from hmx.shm import fence, load32, store32, words32
 from hmx.trap import FRAME_SIZE, MAX_REGS, REGS_OFFSET, Arch, unpack_frame
@@ -146,7 +147,7 @@ class _Stand:
             self.coalesced += not fresh and entry >> 24 != Post.LR  # which only says: look; `lists` has counted
 
 
-class RemoteEnd:
+class RemoteEnd(MirrorEnd):
     """One attachment at the guest's end, made from the hypervisor's ATTACHED message.
 
     `send(message)`: hand it to the ordered lane; a message that is not taken is repeated later.  `on_rung(vcpu)`: the
@@ -160,15 +161,12 @@ class RemoteEnd:
         self.arch = Arch(self.reply.arch) if self.reply.arch in set(Arch) else None
         if self.arch is None or (expected_arch is not None and self.arch is not expected_arch):
             raise AttachError(f"attached to a machine of architecture {self.reply.arch}")
-        self.numbers = Numbers(answer.epoch)
+        super().__init__(answer.epoch, send, lambda _reason: None)
         self.ram = bytearray(self.reply.memory)
         self.areas = [memoryview(bytearray(AREA_SIZE)) for _ in range(self.reply.vcpus)]
         self.memory = GuestMemoryView(memoryview(self.ram), self.window)
-        self.gone: str | None = None
         self.on_rung: Callable[[int], None] = lambda _vcpu: None
         self.on_dirty: Callable[[], None] = lambda: None
-        self.on_gone: Callable[[str], None] = lambda _reason: None
-        self._send = send
         self._view = memoryview(self.ram)
         self._words = words32(self.ram)
         self._reader = MappedMemory(self.ram)
@@ -203,26 +201,13 @@ class RemoteEnd:
 
     def flush(self) -> None:
         """Ship everything that is there, as far as what is under way allows."""
-        if self.gone is not None:
-            return
-        for stand in self._stands:
-            group = stand.collect(self._reader)
-            if group is not None:
-                stand.rung = True
-                self._groups.append(group)
-        numbers = self.numbers
-        for message in numbers.repeats():
-            self._send(message)
-        while (room := numbers.room()) >= mirror.MIN_ROOM:
-            batch = Batch(room)
-            done = self._fill(batch)
-            if batch.count:
-                self._send(numbers.send(batch))
-            if done:
-                break
-        acknowledgement = numbers.acknowledgement()
-        if acknowledgement is not None:
-            self._send(acknowledgement)
+        if self.gone is None:
+            for stand in self._stands:
+                group = stand.collect(self._reader)
+                if group is not None:
+                    stand.rung = True
+                    self._groups.append(group)
+            super().flush()
 
     def _fill(self, batch: Batch) -> bool:
         """Move what there is into `batch`, published stores before frames.  True: that was all."""
@@ -261,25 +246,16 @@ class RemoteEnd:
 
     # -- what the hypervisor says ----
 
-    def receive(self, data: Buffer) -> None:
-        """A message of the hypervisor.  One that makes no sense ends the attachment."""
-        if self.gone is not None:
-            return
-        try:
-            message = mirror.unpack(data)
-            if message.epoch != self.numbers.epoch or message.kind in (MessageKind.ATTACHED, MessageKind.REFUSED):
+    def _understand(self, message: Message) -> None:
+        match message.kind:
+            case MessageKind.ATTACHED | MessageKind.REFUSED:  # once more
                 self.numbers.counters["stale"] += 1
-            elif message.kind is MessageKind.GONE:
+            case MessageKind.GONE:
                 self._end(bytes(message.body).decode(errors="replace"))
-            elif message.kind is MessageKind.ATTACH:
+            case MessageKind.ATTACH:
                 raise MirrorError("kind", "ATTACH from a hypervisor")
-            elif self.numbers.accept(message):
+            case _ if self.numbers.accept(message):
                 self._apply(mirror.parts(message, from_guest=False))
-        except MirrorError as error:
-            self.close(str(error))
-            self._end(str(error))
-        else:
-            self.flush()
 
     def _apply(self, found: list[Part]) -> None:
         rung: dict[int, None] = {}
@@ -325,36 +301,10 @@ class RemoteEnd:
 
     # -- the link ----
 
-    def tick(self, now_ns: int) -> None:
-        """Now and then: acknowledge, and repeat what got lost."""
-        if self.gone is None:
-            acknowledgement = self.numbers.acknowledgement(at_once=True)
-            if acknowledgement is not None:
-                self._send(acknowledgement)
-            if self.numbers.due(now_ns):
-                self.link_up()
-            self.flush()
-
-    def link_up(self) -> None:
-        """There is a new session: what was under way in the last one may be lost."""
-        if self.gone is None:
-            for message in self.numbers.repeats(asked=False):
-                self._send(message)
-
     def lost(self, reason: str) -> None:
         """The owner knows that there is no hypervisor any more."""
         if self.gone is None:
             self._end(reason)
-
-    def close(self, reason: str) -> None:
-        """The guest is done with its domain."""
-        if self.gone is None:
-            self.gone = reason
-            self._send(mirror.pack(MessageKind.GONE, self.numbers.epoch, reason.encode()[:1024]))
-
-    def _end(self, reason: str) -> None:
-        self.gone = reason
-        self.on_gone(reason)
 
 
 def request(name: str, token: bytes) -> bytes:

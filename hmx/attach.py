@@ -7,6 +7,9 @@ The connection then stays open and says nothing more: its end is the end of the 
 A nested hypervisor whose guests' Argo its parent serves says one thing more, for each of those guests: what it lends,
 with one descriptor, the guest's RAM.  The parent answers only if it refuses, by a reply that says so.
 
+A device model (experimental) is told after the reply, in the same form, whose pages it may map: one message with one
+descriptor for each guest that it serves by virtio-mmio.  What it may touch there is what it mapped by hypercalls.
+
     request   magic u32 @0 ("AVAT"), version u16 @4, name length u16 @6, token 16 @8, name (UTF-8) @24
     loan      magic u32 @0 ("AVLN"), version u16 @4, name length u16 @6, domid u16 @8, zero u16 @10, zero u32 @12,
               memory u64 @16, name (UTF-8) @24

@@ -17,6 +17,7 @@ class Errno(IntEnum):
     ENOENT = 2
     ESRCH = 3
     EIO = 5
+    E2BIG = 7
     EBADF = 9
     EAGAIN = 11
     ENOMEM = 12

@@ -17,13 +17,16 @@ class Hypercall(IntEnum):
     """Hypercall numbers served so far (Xen public/xen.h)."""
 
     MEMORY_OP = 12
+    GRANT_TABLE_OP = 20
     EVENT_CHANNEL_OP = 32
     ARGO_OP = 39
+    DM_OP = 41
 
 
 class EvtchnOp(IntEnum):
     """Sub-operations of event_channel_op (Xen public/event_channel.h)."""
 
+    BIND_INTERDOMAIN = 0
     BIND_VIRQ = 1
     CLOSE = 3
     SEND = 4
@@ -43,6 +46,7 @@ class EvtchnState(IntEnum):
     IPI = 5
 
 
+BIND_INTERDOMAIN: Final = struct.Struct("<HHII")  # remote_dom, pad, remote_port, OUT local_port
 BIND_VIRQ: Final = struct.Struct("<III")  # virq, vcpu, OUT port
 CLOSE: Final = struct.Struct("<I")  # port
 SEND: Final = struct.Struct("<I")  # port

@@ -17,7 +17,17 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from hmx.attach import MAX_MESSAGE, AttachError, Loan, Reply, Request, pack_reply, unpack_loan, unpack_request
+from hmx.attach import (
+    MAX_MESSAGE,
+    AttachError,
+    Loan,
+    Reply,
+    Request,
+    pack_loan,
+    pack_reply,
+    unpack_loan,
+    unpack_request,
+)
 from hmx.memory import FIRMWARE_BASE, PAGE_SIZE, MappedMemory
 from hmx.trap import Arch
 from hmx.vcpu_area import AREA_SIZE
@@ -172,6 +182,14 @@ def say_no(connection: socket.socket, reason: str) -> None:
     """Tell the peer why."""
     with contextlib.suppress(OSError):
         connection.send(pack_reply(Reply(True, 0, 0, 0, 0, reason)))
+
+
+def share(connection: socket.socket, backing: Backing) -> None:
+    """Show a device model the memory of a guest that it serves.  OSError when the device model is gone."""
+    config = backing.config
+    fds = array.array("i", [backing.ram_fd])
+    message = pack_loan(Loan(config.name, config.domid, config.memory))
+    connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
 
 
 def hand_over(connection: socket.socket, backing: Backing, arch: Arch) -> None:

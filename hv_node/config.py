@@ -180,6 +180,7 @@ class HypervisorConfig:
         slots: What the toolstack programmed for its guests.
         policy: Security policy of the lab, None for none.
         curve: Keys for a broker on another host.
+        device_models: (emulator, target) names: which guest may serve and reach which as a device model.
     """
 
     lab: str
@@ -211,6 +212,7 @@ class HypervisorConfig:
     slots: tuple[SlotConfig, ...] = ()
     policy: PolicyConfig | None = None
     curve: ClientCurve | None = field(default=None, repr=False)
+    device_models: tuple[tuple[str, str], ...] = ()
 
     @property
     def storage(self) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from hmx.vcpu_area import HypervisorSide, Post, post_entry
 from hv_node.domain import Domain
@@ -13,6 +13,9 @@ from hv_node.doors.uxen_platform import PlatformDevice
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
+
+if TYPE_CHECKING:
+    from hv_node.ioreq.servers import Servers
 
 
 @dataclass(slots=True)
@@ -28,6 +31,9 @@ class ArchCounters:
     interrupts_posted: int = 0
     interrupts_coalesced: int = 0
     interrupts_dropped: int = 0
+    pages_mapped: int = 0  # of other domains, into this one's address space
+    pages_unmapped: int = 0
+    ioreqs: int = 0  # accesses that a device model answered: round trips
 
 
 @cache
@@ -104,6 +110,7 @@ class Hvm:
     platform: PlatformDevice | None = None  # a guest's, under uXen
     msrs: dict[int, int] = field(default_factory=dict)  # synthetic MSRs that keep what is written to them
     routes: dict[int, tuple[Vcpu, int, int]] = field(default_factory=dict)  # virq -> (vcpu, entry, port)
+    servers: Servers | None = None  # once a device model took an interest in it
 
     def route(self, virq: int) -> tuple[Vcpu, int, int] | None:
         """Where a VIRQ goes, from the binding; remembered until a binding changes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from hmx.argo.abi import Op
@@ -36,6 +37,8 @@ from hv_node.hvm import TURN, Hvm, Vcpu, arch_counters, count_levels
 from hv_node.interrupts.evtchn import EventChannels
 from hv_node.interrupts.gic import Gic
 from hv_node.interrupts.notification import Notification
+from hv_node.ioreq.hub import Ioreqs
+from hv_node.ioreq.servers import Outcomes
 from hv_node.levels.carried import FORWARD
 from hv_node.levels.level import Level
 from hv_node.pending import Pending
@@ -44,6 +47,7 @@ from hv_node.v4v.core import V4v, V4vOptions
 from hv_node.xsm import Xsm
 
 V4V_SPEAKERS: Final = frozenset({"uxen", "ax", "whpx"})  # personalities that serve v4v beside Argo
+CRASHED: Final = -1  # as what a vCPU of a crashed domain waits for: no frame has this number
 SHOWN: Final = 16  # calls of a turn after which their answers are shown, so that a guest goes on beside us
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -75,11 +79,15 @@ class Hypervisor(Pending, Signals):
         storage: Mapping[str, Sequence[int]] | None = None,
         parents: Sequence[Personality] = (),
         stolen: Stolen | None = None,
+        device_models: Sequence[tuple[str, str]] = (),
+        iommus: Sequence[str] = (),
     ) -> None:
         """`cpu` names the machine below; `doors` are those by which Argo is offered, `notifications` the experimental
         ways to be told beside VIRQ_ARGO.  `storage` has the v4v storage units of guests by name, which uXen's device
         table shows.  `parents` are the hypervisors around a nested one, the outermost first, with their doors;
         `stolen` carries calls of Argo that one of them takes from a guest (hv_node/doors/outer.py).
+        `device_models` are (emulator, target) names: who may serve and reach whom as a device model; `iommus` names the
+        guests that have a virtio-iommu (experimental).
         `on_event(code, *fields)` is told what a person may want to know; it must not raise.
         """
         self.personality = personality
@@ -90,6 +98,11 @@ class Hypervisor(Pending, Signals):
         self._executor = Executor(
             personality, cpu, self.argo, self.post, doors, notifications, self.v4v, parents, stolen
         )
+        self.ioreqs: Ioreqs | None = None
+        self._iommus = frozenset(iommus)
+        if personality.abi == "xen":
+            self.ioreqs = self._device_models(device_models)
+        self.on_crash: Callable[[Domain], None] = lambda domain: self.kill_domain(domain.domid)
         self._depth = len(parents) + 1
         self._on_event = on_event
         self._storage = storage or {}
@@ -122,7 +135,10 @@ class Hypervisor(Pending, Signals):
         hvm.vcpus.extend(Vcpu(hvm, index, HypervisorSide(area, arch)) for index, area in enumerate(areas))
         if arch is Arch.AARCH64:
             hvm.gic = self._gic(hvm)
+        hvm.evtchn.raised = partial(self._raise_port, hvm)
         self._hvms[domid] = hvm
+        if self.ioreqs is not None and name in self._iommus:
+            self.ioreqs.add_iommu(hvm)
         self.argo.domain_init(domain)
         if self.levels is not None:
             self.levels.domain_created(domain)
@@ -134,6 +150,22 @@ class Hypervisor(Pending, Signals):
                 table = storage_table(self._storage.get(name, ()))
                 hvm.platform = PlatformDevice(table, lambda: v4v.state(domain) is not None)
         return hvm
+
+    def _device_models(self, rights: Sequence[tuple[str, str]]) -> Ioreqs:
+        executor = self._executor
+        outcomes = Outcomes(self._finish, executor.done, executor.otherwise, executor.cancel, self.crash)
+        hub = Ioreqs(self.personality.arch, self._hvms.get, self._interrupt, outcomes, rights)
+        executor.more = hub.hypercall
+        return hub
+
+    def crash(self, hvm: Hvm, words: str) -> None:
+        """Xen's domain_crash: the domain executes nothing more.  `on_crash`, which a shell may set, ends its guest and
+        kills it; without one it is killed here.
+        """
+        self.event("domain-crashed", hvm.domain.name, hvm.domain.domid, words)
+        for vcpu in hvm.vcpus:
+            vcpu.blocked = CRASHED
+        self.on_crash(hvm.domain)
 
     def _gic(self, hvm: Hvm) -> Gic:
         memory = hvm.domain.memory
@@ -164,6 +196,8 @@ class Hypervisor(Pending, Signals):
             return
         for vcpu in hvm.vcpus:
             self.bells.pop(vcpu, None)
+        if self.ioreqs is not None:
+            self.ioreqs.died(hvm)
         self.argo.domain_kill(hvm.domain)
         if self.levels is not None:
             self.levels.domain_died(hvm.domain)

@@ -80,8 +80,11 @@ class Node:
             doors=config.doors,
             notifications=config.notifications,
             storage=config.storage,
+            device_models=config.device_models,
             parents=parents_of(config),
         )
+        self._crashed: list[str] = []
+        self.core.on_crash = lambda domain: self._crashed.append(domain.name)
         self.roster = Roster(config, self.core, self)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -369,6 +372,8 @@ class Node:
                 if self._fabric.room():
                     self.joint.room()
                 self._flush()
+        while self._crashed:
+            self.roster.gone(self._crashed.pop())
         self._ship()  # an answer from elsewhere, or to what has arrived
 
     def _pump(self) -> None:

@@ -18,7 +18,8 @@ from hmx import mirror
 from hmx.attach import Reply, Request, pack_reply, unpack_request
 from hmx.gic import MAX_LRS
 from hmx.memory import FIRMWARE_BASE, Buffer
-from hmx.mirror import Batch, MessageKind, MirrorError, Numbers, Part, Ranges, Section
+from hmx.mirror import Batch, Message, MessageKind, MirrorError, Part, Ranges, Section
+from hmx.mirror_end import MirrorEnd
 from hmx.mirror_lists import Fate, Lister
 from hmx.shm import fence, load32, store32, words32
 from hmx.trap import FRAME_SIZE, MAX_REGS, REGS_OFFSET, Arch, FrameFlag
@@ -140,7 +141,7 @@ class Stand:
         return done
 
 
-class RemoteGuest:
+class RemoteGuest(MirrorEnd):
     """The hypervisor's end of one attachment.
 
     `wake(vcpu)`: frames of it may wait, or it rang.  `send(message)`: hand it to the ordered lane; a message that is
@@ -158,14 +159,11 @@ class RemoteGuest:
         send: Callable[[bytes], object],
         on_gone: Callable[[str], None],
     ) -> None:
+        super().__init__(epoch, send, on_gone)
         self.memory = memory
-        self.numbers = Numbers(epoch)
         self.stands = [Stand(index, area) for index, area in enumerate(areas)]
-        self.gone: str | None = None
         self._reply = mirror.pack(MessageKind.ATTACHED, epoch, pack_reply(reply))
         self._wake = wake
-        self._send = send
-        self._on_gone = on_gone
         self._coming: list[tuple[int, int]] = []  # READS of frames that have not yet come
         self._coming_set = Ranges()
         self._send(self._reply)
@@ -175,76 +173,26 @@ class RemoteGuest:
         if self.gone is None:
             self._send(self._reply)
 
-    def receive(self, data: Buffer) -> None:
-        """A message of the guest."""
-        if self.gone is not None:
-            return
-        try:
-            message = mirror.unpack(data)
-            if message.epoch != self.numbers.epoch:
-                self.numbers.counters["stale"] += 1
-            elif message.kind is MessageKind.GONE:
+    def _understand(self, message: Message) -> None:
+        match message.kind:
+            case MessageKind.GONE:
                 self._end("it left")
-            elif message.kind not in (MessageKind.BATCH, MessageKind.ACK):
+            case MessageKind.BATCH | MessageKind.ACK:
+                if self.numbers.accept(message):
+                    self._apply(mirror.parts(message, from_guest=True))
+            case _:
                 raise MirrorError("kind", f"{message.kind.name} is not for a guest that is attached")
-            elif self.numbers.accept(message):
-                self._apply(mirror.parts(message, from_guest=True))
-        except MirrorError as error:
-            self.close(str(error))
-            self._end(str(error))
-        else:
-            if self.gone is None:
-                self.flush()
 
-    def flush(self) -> None:
-        """Ship everything that is there, as far as what is under way allows.  Call after every turn."""
-        if self.gone is not None:
-            return
-        numbers = self.numbers
-        for message in numbers.repeats():
-            self._send(message)
-        while (room := numbers.room()) >= mirror.MIN_ROOM:
-            batch = Batch(room)
-            # Never completions or interrupts before the data and pointers that they tell of.
-            done = self.memory.ship(batch) and all(stand.ship(batch) for stand in self.stands)
-            if batch.count:
-                self._send(numbers.send(batch))
-            for stand in self.stands:
-                for group in stand.finished():
-                    self.memory.hide((stand.index, group))
-                if stand.backlog():
-                    self._wake(stand.index)
-            if done:
-                break
-        acknowledgement = numbers.acknowledgement()
-        if acknowledgement is not None:
-            self._send(acknowledgement)
+    def _fill(self, batch: Batch) -> bool:
+        # Never completions or interrupts before the data and pointers that they tell of.
+        return self.memory.ship(batch) and all(stand.ship(batch) for stand in self.stands)
 
-    def tick(self, now_ns: int) -> None:
-        """Now and then: acknowledge, and repeat what got lost."""
-        if self.gone is None:
-            acknowledgement = self.numbers.acknowledgement(at_once=True)
-            if acknowledgement is not None:
-                self._send(acknowledgement)
-            if self.numbers.due(now_ns):
-                self.link_up()
-            self.flush()
-
-    def link_up(self) -> None:
-        """There is a new session: what was under way in the last one may be lost."""
-        if self.gone is None:
-            for message in self.numbers.repeats(asked=False):
-                self._send(message)
-
-    def close(self, reason: str) -> None:
-        """Tell the guest that its domain is gone."""
-        if self.gone is None:
-            self.gone = reason
-            self._send(mirror.pack(MessageKind.GONE, self.numbers.epoch, reason.encode()[:1024]))
-
-    def _end(self, reason: str) -> None:
-        self.gone = reason
-        self._on_gone(reason)
+    def _sent(self) -> None:
+        for stand in self.stands:
+            for group in stand.finished():
+                self.memory.hide((stand.index, group))
+            if stand.backlog():
+                self._wake(stand.index)
 
     # -- sections ----
 

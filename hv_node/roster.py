@@ -127,11 +127,21 @@ class Roster:
         backing, hvm = self._domain_for(name)
         if isinstance(backing, RemoteBacking):
             raise AttachError(f"guest {name!r} attaches through the broker")
+        targets = [self._target_of(name, target) for model, target in self._config.device_models if model == name]
         attach.hand_over(connection, backing, self._core.personality.arch)
+        for target in targets:
+            attach.share(connection, target)
         self.attached[name] = connection
         self._owner.watch(connection.fileno(), select.EPOLLIN, lambda: self._heard(name))
         self._owner.domain_attached(backing.config, hvm)
         self._owner.report("attached", name, backing.config.domid)
+
+    def _target_of(self, name: str, target: str) -> attach.Backing:
+        """What is behind a guest whose device model `name` is."""
+        backing = self.backings.get(target)
+        if not isinstance(backing, attach.Backing):
+            raise AttachError(f"guest {name!r} is the device model of {target!r}, which is not here")
+        return backing
 
     def _check(self, request: Request) -> None:
         """AttachError unless the guest may attach; it has used its token up then, or all of them where it may not."""

@@ -99,6 +99,12 @@ class Signals:
             self.bells[vcpu] = None
         return True
 
+    def _raise_port(self, hvm: Hvm, vcpu: int, port: int) -> None:
+        """The other end of an interdomain channel sent."""
+        hvm.counters.interrupts_raised += 1
+        if not self._announce(hvm, (hvm.vcpus[vcpu], post_entry(Post.PORT, port), port)):
+            hvm.counters.interrupts_coalesced += 1
+
     def _interrupt(self, hvm: Hvm, index: int, entry: int) -> None:
         """Post an interrupt that needs no event channel: to a local APIC, or through the distributor."""
         if hvm.gic is not None:

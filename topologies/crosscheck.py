@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from topologies.devicecheck import devices
 from topologies.diagnose import Diagnostic, at, show
 from topologies.doorcheck import machines
 from topologies.levelcheck import are_connected, levels
@@ -88,6 +89,7 @@ def crosscheck(root: Node) -> Iterator[Found]:
     yield from peers(root)
     yield from machines(root)
     yield from levels(root)
+    yield from devices(root)
     yield from numbers(root)
     yield from checks(root)
 

@@ -14,6 +14,14 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class CompareFormat(StrEnum):
+    """How a comparison is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
 def silence(stream: TextIO) -> None:
     """Let everything that still goes to `stream`, whose reader has left, go nowhere.
 

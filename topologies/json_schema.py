@@ -1,8 +1,7 @@
 """JSON Schema of a topology file, for editors and other tools; generated from the model.
 
 Differs from the model where the file does: a node may leave out what it inherits, and an empty section or
-node may stand there without a value.  What this version does not serve yet is described but refused, as
-`argosy validate` refuses it.
+node may stand there without a value.
 """
 
 from __future__ import annotations
@@ -11,19 +10,13 @@ from typing import Any, Final
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from topologies.availability import LATER, NOT_YET, Later
 from topologies.merge import OPTIONAL_SECTIONS, SECTIONS_OF_MAPS
-from topologies.schema import NAME_JSON, SIZE_JSON, TIME_JSON, Topology
+from topologies.scalars import NAME_JSON, SIZE_JSON, TIME_JSON
+from topologies.schema import Topology
 from topologies.units import format_duration, format_size
 
 DIALECT: Final = GenerateJsonSchema.schema_dialect
 VERSION: Final = "argosy/topology/1"
-# The definitions in which the keys of a section of `availability` stand.
-_DEFINITIONS: Final[dict[str, tuple[str, ...]]] = {
-    "hypervisor": ("Hypervisor", "NodeKeys"),
-    "guest": ("Guest", "NodeKeys"),
-    "node": ("Hypervisor", "Guest", "NodeKeys"),
-}
 
 
 def json_schema() -> dict[str, Any]:
@@ -40,9 +33,6 @@ def json_schema() -> dict[str, Any]:
         section = schema["properties"][key]
         description = section.pop("description")
         schema["properties"][key] = {"description": description, **_or_nothing(section)}
-    for row in LATER:
-        for properties in _properties(schema, row):
-            _limit(properties, row)
     head = {"$schema": DIALECT, "$id": f"urn:{VERSION.replace('/', ':')}"}
     return {**head, **schema}
 
@@ -63,29 +53,3 @@ def _tidy(key: dict[str, Any]) -> None:
 
 def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _properties(schema: dict[str, Any], row: Later) -> list[dict[str, Any]]:
-    """Where the first part of a row's key stands."""
-    if row.section == "topology":
-        return [schema["properties"]]
-    if row.key.startswith("argo."):
-        return [schema["$defs"]["ArgoKeys"]["properties"]]
-    return [schema["$defs"][name]["properties"] for name in _DEFINITIONS[row.section]]
-
-
-def _limit(properties: dict[str, Any], row: Later) -> None:
-    key = row.key.removeprefix("argo.").removesuffix(".*")
-    if row.available:
-        holder = properties[key]["items"] if row.key.endswith(".*") else properties[key]
-        holder.pop("const", None)
-        holder["enum"] = list(row.available)
-    else:
-        description = properties[key].get("description", "")
-        properties[key] = {
-            **properties[key],
-            "description": f"{NOT_YET.capitalize()}. {description}".strip(),
-            "not": {},
-            "errorMessage": NOT_YET,  # understood by common editors
-            "doNotSuggest": True,
-        }

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from topologies import availability, yaml12
+from topologies import yaml12
 from topologies.crosscheck import Found, crosscheck
 from topologies.diagnose import EmptyTopology, TopologyError, at, describe
 from topologies.marks import Location, Mark, Node, plain
@@ -43,15 +43,13 @@ def parse(root: Node | None, file: str) -> Topology:
         hint = "a topology starts with `name: NAME`; `argosy schema` lists the keys"
         raise TopologyError([at(root.mark, (), f"a topology is a map, not {describe(plain(root))}", hint=hint)])
     tree = resolve(root)
-    later = list(availability.check(tree))
-    barred = {location for location, _ in later}
-    found: list[Found] = list(later)
+    found: list[Found] = []
     topology: Topology | None = None
     try:
         topology = Topology.model_validate(plain(tree))
     except ValidationError as error:
-        found += [one for one in translate(tree, error) if not _within(one[0], barred)]
-    found += [one for one in crosscheck(tree) if not _within(one[0], barred)]
+        found += translate(tree, error)
+    found += crosscheck(tree)
     if found or topology is None:
         found.sort(key=lambda one: one[0][:1] not in [(source,) for source in _SOURCES])
         raise TopologyError(diagnostic for _, diagnostic in found)
@@ -64,23 +62,22 @@ def parse(root: Node | None, file: str) -> Topology:
 def resolved(topology: Topology) -> dict[str, object]:
     """The merged topology as plain data with YAML's keys; read again it gives the same topology.
 
-    Only what this version serves is in it, and nothing that has been merged already.
+    Nothing that has been merged already is in it.
     """
     data: dict[str, dict[str, Any]] = topology.model_dump(mode="json", by_alias=True)
     for keys in data["guests"].values():
         if (home := topology.hypervisors.get(keys["on"])) is not None and home.arch != "x86_64":
             del keys["apic"]  # there it may not be written
-    return _without_later(data, ())
+    return _without_merged(data, ())
 
 
-def _without_later(data: Mapping[str, object], location: Location) -> dict[str, object]:
+def _without_merged(data: Mapping[str, object], location: Location) -> dict[str, object]:
     kept: dict[str, object] = {}
     for key, value in data.items():
         place = (*location, key)
-        row = availability.row_of(place)
         merged = key in ("kind", "group") if len(place) == 3 else place[0] in _SOURCES
         unwritten = value in ("", None) and field_at(place) is not None  # "" is the name of nothing
-        if merged or unwritten or (row is not None and not row.available):
+        if merged or unwritten:
             continue
         kept[key] = _kept(value, place)
     return kept
@@ -88,11 +85,7 @@ def _without_later(data: Mapping[str, object], location: Location) -> dict[str, 
 
 def _kept(value: object, place: Location) -> object:
     if isinstance(value, dict):
-        return _without_later(value, place)
+        return _without_merged(value, place)
     if isinstance(value, list):
         return [_kept(item, (*place, index)) for index, item in enumerate(value)]
     return value
-
-
-def _within(location: Location, barred: set[Location]) -> bool:
-    return any(location[:length] in barred for length in range(1, len(location) + 1))

@@ -17,7 +17,7 @@ from broker.config import BrokerConfig
 from guest_node.config import GuestConfig
 from hmx.trap import Arch
 from hv_node.config import DomainConfig, HypervisorConfig
-from topologies import levels
+from topologies import deviceplan, levels
 from topologies.codec import decode, encode
 from topologies.load import resolved
 from topologies.schema import Hypervisor, Topology
@@ -162,6 +162,7 @@ def plan(
             hypervisors=levels.others(topology, hypervisor),
             remotes=levels.remotes(topology, hypervisor),
             slots=levels.slots(topology, hypervisor),
+            device_models=deviceplan.device_models(topology, hypervisor),
             policy=levels.policy(topology.policy) if keys.argo.mode == levels.OWN else None,
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())
@@ -190,6 +191,8 @@ def plan(
             apic=guest_keys.apic,
             firmware=topology.hypervisors[guest_keys.on].firmware,
             knows_domid=not guest_keys.implicit_only,
+            devices=deviceplan.devices_of(topology, guest, domids),
+            fronts=deviceplan.fronts_of(topology, guest, domids),
         )
         for guest, guest_keys in topology.guests.items()
     )

@@ -16,13 +16,15 @@ PREFIX: Final = "builtin:"
 
 class Builtin(NamedTuple):
     """A program that comes with Argosy: the arguments it takes, those it needs (`a|b`: one of them), those that name
-    another guest.
+    another guest; the type of the devices that it uses as a front end, and of those that it serves as a back end.
     """
 
     name: str
     arguments: tuple[str, ...]
     required: tuple[str, ...]
     peers: tuple[str, ...]
+    uses: str = ""
+    serves: str = ""
 
 
 BUILTINS: Final = (
@@ -44,6 +46,31 @@ BUILTINS: Final = (
     Builtin("door-peer", ("port", "sessions", "ring", "from"), (), ("from",)),
     Builtin("v4v-store", ("serves", "blocks", "ring", "over", "disks", "sessions"), ("serves",), ()),
     Builtin("v4v-disk", ("count", "blocks", "ring", "within"), (), ()),
+    Builtin("blk-copy", ("device", "output", "chunk", "depth", "within"), (), (), uses="blk"),
+    Builtin("blk-write", ("device", "file", "offset", "count", "size", "depth", "within"), (), (), uses="blk"),
+    Builtin("net-ping", ("device", "count", "size", "within"), (), (), uses="net"),
+    Builtin("net-echo", ("device", "sessions", "within"), (), (), uses="net"),
+    Builtin("console-talk", ("device", "count", "size", "within"), (), (), uses="console"),
+    Builtin("rng-read", ("device", "size", "output", "within"), (), (), uses="rng"),
+    Builtin("vsock-ping", ("device", "cid", "port", "count", "size", "within"), (), (), uses="vsock"),
+    Builtin("vsock-echo", ("device", "port", "sessions", "within"), (), (), uses="vsock"),
+    Builtin(
+        "blk-server",
+        ("image", "blank", "copy", "read-only", "queues", "service", "instance", "sessions", "ring", "from"),
+        ("image|blank",),
+        ("from",),
+        serves="blk",
+    ),
+    Builtin("net-switch", ("tap", "service", "instance", "sessions", "ring", "from"), (), ("from",), serves="net"),
+    Builtin("console-server", ("service", "instance", "sessions", "ring", "from"), (), ("from",), serves="console"),
+    Builtin("rng-server", ("service", "instance", "sessions", "ring", "from"), (), ("from",), serves="rng"),
+    Builtin(
+        "vsock-server",
+        ("cids", "port", "service", "instance", "sessions", "ring", "from"),
+        (),
+        ("from",),
+        serves="vsock",
+    ),
 )
 
 

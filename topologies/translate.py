@@ -12,11 +12,10 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from topologies.availability import offered_keys, offered_values
 from topologies.diagnose import Diagnostic, at, describe, quoting, show
 from topologies.marks import Location, Mark, Node, find, key_mark
 from topologies.merge import SECTIONS
-from topologies.schema import field_at
+from topologies.schema import field_at, keys_at, literals_at
 
 _KEY: Final = "[key]"  # how pydantic marks errors of a map's key rather than its value
 
@@ -66,7 +65,7 @@ def missing(root: Node, location: Location, choices: tuple[str, ...] = ()) -> Di
 
 
 def _unknown_key(root: Node, location: Location) -> Diagnostic:
-    key, choices = str(location[-1]), offered_keys(location[:-1])
+    key, choices = str(location[-1]), keys_at(location[:-1])
     hint = ""
     for section in SECTIONS:
         if len(location) == 3 and section.name != location[0] and key in section.keys:
@@ -79,7 +78,7 @@ def _wrong_value(mark: Mark, location: Location, details: ErrorDetails) -> Diagn
     if details["type"] == "argosy":
         return at(mark, location, str(context["message"]), hint=str(context["hint"]))
     if details["type"] == "literal_error":
-        choices = offered_values(location)
+        choices = literals_at(location)
         if isinstance(value, str):
             return at(mark, location, f"{show(value)} is no choice here", value=value, choices=choices)
         return at(mark, location, f"expected one of the choices, not {describe(value)}", choices=choices)

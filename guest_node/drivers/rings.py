@@ -50,10 +50,17 @@ class Randomness(Protocol):
 class DriverRing:
     """A registered ring: its memory, its reader, and who gets its messages."""
 
-    __slots__ = ("consumer", "held", "memory", "partner", "peer_only", "port", "sink")
+    __slots__ = ("consumer", "held", "largest", "memory", "partner", "peer_only", "port", "sink")
 
     def __init__(
-        self, memory: RingMemory, port: int, partner: int, sink: RingSink, peer_only: bool, consumer: Consumer
+        self,
+        memory: RingMemory,
+        port: int,
+        partner: int,
+        sink: RingSink,
+        peer_only: bool,
+        consumer: Consumer,
+        largest: int = 0,
     ) -> None:
         self.memory = memory
         self.consumer = consumer
@@ -62,6 +69,7 @@ class DriverRing:
         self.sink = sink
         self.peer_only = peer_only  # made by accept, beside the ring of its listener
         self.held = False  # its sink refused a message: not looked at until resumed
+        self.largest = largest  # no message is longer, by agreement with those who send; 0: there is none
 
 
 class RingCounters:
@@ -129,10 +137,12 @@ class Rings:
                 raise error(Errno.EADDRINUSE, f"port {port:#x}")
 
     async def bind(
-        self, port: int, partner: int, ring_len: int, sink: RingSink, *, peer_only: bool = False
+        self, port: int, partner: int, ring_len: int, sink: RingSink, *, peer_only: bool = False, largest: int = 0
     ) -> DriverRing:
         """Register a ring of `ring_len` data bytes as (port, partner); its messages go to `sink`.
 
+        `largest`: those who send here have agreed on messages of at most so many bytes.  It saves the notify after a
+        pass in which none of them can have been refused; who sends more notices room at its next look only.
         Raises OSError: EADDRINUSE when this guest has such a ring, ENOMEM, or what the hypervisor answers.
         """
         self._check_free(port, partner)
@@ -143,7 +153,7 @@ class Rings:
         key = (port, partner)
         self._rings[key] = None
         try:
-            return await whole(self._register(memory, port, partner, sink, peer_only))
+            return await whole(self._register(memory, port, partner, sink, peer_only, largest))
         except asyncio.CancelledError:
             ring = self._rings.get(key)
             if ring is not None:
@@ -154,14 +164,14 @@ class Rings:
                 del self._rings[key]
 
     async def _register(
-        self, memory: RingMemory, port: int, partner: int, sink: RingSink, peer_only: bool
+        self, memory: RingMemory, port: int, partner: int, sink: RingSink, peer_only: bool, largest: int
     ) -> DriverRing:
         result = await self._calls.register_ring(memory, port, partner)
         if result < 0:
             self._calls.release_ring(memory)
             raise error(-result, f"cannot register a ring of {memory.ring_len} bytes at port {port:#x}")
         consumer = self._dialect.consumer(memory.window, memory.ring_len)
-        ring = DriverRing(memory, port, partner, sink, peer_only, consumer)
+        ring = DriverRing(memory, port, partner, sink, peer_only, consumer, largest)
         self._rings[port, partner] = ring
         self._changed()
         return ring
@@ -193,7 +203,7 @@ class Rings:
     def _drain(self, ring: DriverRing) -> bool:
         """Hand over what lies in `ring` now, not what arrives meanwhile.  Whether it is worth another pass."""
         consumer, sink = ring.consumer, ring.sink
-        rest = consumer.available()
+        rest = there = consumer.available()
         taken = 0
         try:
             while rest > 0:
@@ -219,5 +229,9 @@ class Rings:
             return False
         if taken:
             self.counters.messages += taken
-            self.freed = True
+            # Only we make room.  So whoever was refused since the end of the pass before saw no more unread than what
+            # is unread now and what this pass took, together.
+            most = consumer.available() + there - rest
+            if not ring.largest or most + used_by(ring.largest) >= ring.memory.ring_len:
+                self.freed = True
         return taken > 0

@@ -21,6 +21,7 @@ from hmx.argo.calls import Buffer, Outgoing, RingMemory, SpaceAnswer, SpaceQuery
 from hmx.argo.ring import npages_for
 from hmx.doors import Convention
 from hmx.errno import Errno
+from hmx.ioreq import EXTENDED_PAGES
 from hmx.memory import PAGE_SIZE, Window
 from hmx.notify import REGISTER_RING_EX, NotifyOp
 from hmx.trap import Completion, Outcome, int32
@@ -41,6 +42,9 @@ class GuestMemoryView:
         self.buffer = buffer
         self.window = window
         self.pages = PageAllocator(len(buffer) // PAGE_SIZE)
+        self.extended = PageAllocator(EXTENDED_PAGES)  # frames above all RAM, for pages of other domains
+        # The RAM of a domain of which this one may have pages mapped; its shell sets this (foreign and granted pages).
+        self.foreign: Callable[[int], memoryview | None] = lambda _domid: None
 
 
 class _Slot:

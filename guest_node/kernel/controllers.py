@@ -42,6 +42,9 @@ class Controller(Protocol):
     async def take_per_cpu(self, vcpu: Vcpu, handler: Handler) -> None:
         """Have the vCPU's own interrupt handled."""
 
+    async def take_irq(self, vcpu: Vcpu, irq: int, handler: Handler) -> None:
+        """Have a device's interrupt handled on `vcpu`: an ISA IRQ, or an INTID."""
+
     async def message(self, vcpu: Vcpu, index: int, urgent: bool, handler: Handler) -> tuple[int, int]:
         """(address, data) of a message-signalled interrupt on `vcpu`, the `index`-th; by priority if `urgent`."""
 
@@ -59,6 +62,10 @@ class Apics:
     async def take_per_cpu(self, vcpu: Vcpu, handler: Handler) -> None:
         """One vector, the same on every vCPU."""
         vcpu.on_vector(self.per_cpu, handler)
+
+    async def take_irq(self, vcpu: Vcpu, irq: int, handler: Handler) -> None:
+        """An external interrupt, as the line of all rings."""
+        vcpu.on_line(irq, handler)
 
     async def message(self, vcpu: Vcpu, index: int, urgent: bool, handler: Handler) -> tuple[int, int]:
         """A fixed, edge-triggered MSI to the vCPU's APIC id (Intel SDM vol. 3A 10.11)."""
@@ -106,6 +113,11 @@ class GicDriver:
         """A private peripheral interrupt."""
         vcpu.on_intid(self.per_cpu, handler)
         await self._enable(self.per_cpu, vcpu)
+
+    async def take_irq(self, vcpu: Vcpu, irq: int, handler: Handler) -> None:
+        """An SPI, edge-triggered."""
+        vcpu.on_intid(irq, handler)
+        await self._enable(irq, vcpu)
 
     async def message(self, vcpu: Vcpu, index: int, urgent: bool, handler: Handler) -> tuple[int, int]:
         """A write of an SPI's number to the v2m frame."""

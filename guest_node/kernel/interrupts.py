@@ -174,20 +174,8 @@ class Interrupts:
         if not await self._virq_offered():
             raise NoInterrupts("the hypervisor does not offer VIRQ_ARGO")
         memory, ram = self.argo.memory, self.argo.memory.buffer
-        frame = memory.pages.allocate(1)
-        window = memory.window(frame * PAGE_SIZE, PAGE_SIZE)
-        window.write(0, bytes(PAGE_SIZE))
-        window.publish()
+        await self.place_page()
         arguments = memory.pages.allocate(1) * PAGE_SIZE
-        xen.ADD_TO_PHYSMAP.pack_into(ram, arguments, xen.DOMID_SELF, 0, xen.XENMAPSPACE_SHARED_INFO, 0, frame)
-        ret = await self._hypercall(call, Hypercall.MEMORY_OP, xen.XENMEM_ADD_TO_PHYSMAP, arguments)
-        if ret < 0:
-            memory.pages.release(frame, 1)
-            memory.pages.release(arguments // PAGE_SIZE, 1)
-            raise NoInterrupts(f"the hypervisor refuses to place shared_info at frame {frame}: {errno_name(ret)}")
-        self.page = EventChannelPage(window)
-        for vcpu in self.vcpus:
-            vcpu.attach_page(self.page)
         xen.BIND_VIRQ.pack_into(ram, arguments, VIRQ_ARGO, 0, 0)
         ret = await self._hypercall(call, Hypercall.EVENT_CHANNEL_OP, EvtchnOp.BIND_VIRQ, arguments)
         if ret < 0:
@@ -196,6 +184,30 @@ class Interrupts:
         memory.pages.release(arguments // PAGE_SIZE, 1)
         for vcpu in self.vcpus:  # the port may be moved to another vCPU
             vcpu.on_port(self.virq_port, self.argo.virq)
+
+    async def place_page(self) -> None:
+        """Have event channels, whatever tells of Argo: a shared_info page, once.  Raises NoInterrupts."""
+        call = self._probe.own_call()
+        if self.page is not None:
+            return
+        if call is None:
+            raise NoInterrupts("event channels need Xen's hypercall, and no Xen was found")
+        memory = self.argo.memory
+        frame = memory.pages.allocate(1)
+        window = memory.window(frame * PAGE_SIZE, PAGE_SIZE)
+        window.write(0, bytes(PAGE_SIZE))
+        window.publish()
+        arguments = memory.pages.allocate(1)
+        at = arguments * PAGE_SIZE
+        xen.ADD_TO_PHYSMAP.pack_into(memory.buffer, at, xen.DOMID_SELF, 0, xen.XENMAPSPACE_SHARED_INFO, 0, frame)
+        ret = await self._hypercall(call, Hypercall.MEMORY_OP, xen.XENMEM_ADD_TO_PHYSMAP, at)
+        memory.pages.release(arguments, 1)
+        if ret < 0:
+            memory.pages.release(frame, 1)
+            raise NoInterrupts(f"the hypervisor refuses to place shared_info at frame {frame}: {errno_name(ret)}")
+        self.page = EventChannelPage(window)
+        for vcpu in self.vcpus:
+            vcpu.attach_page(self.page)
 
     async def _virq_offered(self) -> bool:
         """Whether VIRQ_ARGO comes at all: upstream's does, and one with a choice of modes says so."""

@@ -32,6 +32,19 @@ BUILTINS: Final = (
     Builtin("door-peer", "guest_node.programs.door_peer:main", "the other side of any number of door-reports"),
     Builtin("v4v-store", "guest_node.programs.v4v_store:main", "storage units of uXen guests, in its control domain"),
     Builtin("v4v-disk", "guest_node.programs.v4v_disk:main", "find storage units under uXen, write and read them"),
+    Builtin("blk-copy", "guest_node.programs.blk_copy:main", "read every block of a VirtIO disk into a file"),
+    Builtin("blk-write", "guest_node.programs.blk_write:main", "write a VirtIO disk, flush it, read it back"),
+    Builtin("net-ping", "guest_node.programs.net_ping:main", "exchange Ethernet frames with a net-echo"),
+    Builtin("net-echo", "guest_node.programs.net_echo:main", "answer net-pings"),
+    Builtin("console-talk", "guest_node.programs.console_talk:main", "write to a VirtIO console, read its echo"),
+    Builtin("rng-read", "guest_node.programs.rng_read:main", "read from a VirtIO source of entropy"),
+    Builtin("vsock-ping", "guest_node.programs.vsock_ping:main", "measure round trips over a vsock"),
+    Builtin("vsock-echo", "guest_node.programs.vsock_echo:main", "accept vsock connections, send back what comes"),
+    Builtin("blk-server", "guest_node.programs.blk_server:main", "back end: a raw image as a VirtIO disk"),
+    Builtin("net-switch", "guest_node.programs.net_switch:main", "back end: a learning Ethernet switch"),
+    Builtin("console-server", "guest_node.programs.console_server:main", "back end: consoles that echo"),
+    Builtin("rng-server", "guest_node.programs.rng_server:main", "back end: entropy"),
+    Builtin("vsock-server", "guest_node.programs.vsock_server:main", "back end: vsock between its front ends"),
 )
 PREFIX: Final = "builtin:"
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from guest_node.files import safe_name
 from guest_node.guest import Guest
 from hmx.argo.abi import DOMID_ANY, Address
 from hmx.services import ServiceError, port_of
@@ -58,6 +59,24 @@ def choice(arguments: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> 
     if value not in choices:
         raise ArgumentError(key, f"{value!r} is none of {', '.join(choices)}")
     return str(value)
+
+
+def yes_or_no(arguments: Mapping[str, Any], key: str) -> bool:
+    """A boolean, false by default."""
+    value = arguments.get(key, False)
+    if not isinstance(value, bool):
+        raise ArgumentError(key, f"{value!r} is neither true nor false")
+    return value
+
+
+def output_name(arguments: Mapping[str, Any], key: str, default: str = "") -> str:
+    """A plain file name; `default` may be empty: no file."""
+    if key not in arguments:
+        return default
+    name = text(arguments, key)
+    if safe_name(name) != name:
+        raise ArgumentError(key, f"{name!r} is no plain file name; try {safe_name(name)!r}")
+    return name
 
 
 def whole(arguments: Mapping[str, Any], key: str, default: int, least: int = 0, most: int = 2**32 - 1) -> int:
@@ -129,6 +148,11 @@ def own_port(guest: Guest, default_port: int) -> int:
         return whole(arguments, "port", default_port, 1)
     if "port" in arguments:
         raise ArgumentError("port", "goes without `service`, which says it all")
+    return service_port(arguments)
+
+
+def service_port(arguments: Mapping[str, Any]) -> int:
+    """The port of `service` and `instance`."""
     try:
         return port_of(text(arguments, "service"), whole(arguments, "instance", 0))
     except ServiceError as problem:

@@ -7,6 +7,7 @@ first has to ask again.  Only that one error is asked again, and the number of a
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from guest_node.guest import Guest
 T = TypeVar("T")
 FIRST_DELAY = 0.01
 LAST_DELAY = 0.2
+IMAGE = ".img"
 
 
 def give_up(guest: Guest, what: str, exc: Exception) -> int:
@@ -22,6 +24,9 @@ def give_up(guest: Guest, what: str, exc: Exception) -> int:
     hint = ""
     if isinstance(exc, PermissionError):
         hint = " (to receive from everybody the hypervisor needs `argo: {mac-permissive: true}`; or give `from`)"
+    if isinstance(exc, FileNotFoundError) and str(exc.filename).endswith(IMAGE):
+        path = posixpath.normpath(str(exc.filename))
+        hint = f" (to make one: mke2fs -q -t ext4 -d DIRECTORY {path} 16M, of Debian's e2fsprogs)"
     guest.log(f"{what}: {exc}{hint}")
     guest.result(error=f"{what}: {exc}")
     return 1

@@ -30,6 +30,8 @@ from hv_node.effects import PENDING
 from hv_node.hvm import AsyncCall, Hvm, Vcpu, count_levels
 from hv_node.v4v.core import V4v
 
+MoreCalls = Callable[[Call, int, int, int, int], int | None]
+"""`more(call, number, cmd, a1, a2)`: the result of a hypercall of device models, None for another one."""
 _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ASYNC: Final = int(FrameFlag.ASYNC)
@@ -84,6 +86,7 @@ class Executor:
         self._post = post
         self.stolen = stolen
         self.forward: Stolen | None = None  # who carries further what is called by our own doors
+        self.more: MoreCalls | None = None  # under Xen: what device models call
         self.hides_domid: Callable[[int], bool] = lambda _domid: False
         self._level = len(parents)
         self._composed = Composition((*parents, with_doors(personality, doors)), CPUS[cpu])
@@ -117,7 +120,9 @@ class Executor:
                 return
         handler = HANDLERS.get(resolution.handler)
         if handler is None:
-            self.otherwise(call, resolution.otherwise)
+            servers = vcpu.hvm.servers
+            if servers is None or resolution.level != self._level or not servers.take(call, resolution.otherwise):
+                self.otherwise(call, resolution.otherwise)
         else:
             handler(self, call)
 
@@ -137,6 +142,9 @@ class Executor:
             return self.argo_op(call, cmd, a1, a2, a3, a4)
         hvm = call.vcpu.hvm
         hvm.counters.hypercalls += 1
+        found = None if self.more is None else self.more(call, number, cmd, a1, a2)
+        if found is not None:
+            return found & _M64
         handler = HYPERCALLS.get(number)
         return (-Errno.ENOSYS if handler is None else handler(self._post, hvm, cmd, a1, call.ctx)) & _M64
 
@@ -290,6 +298,11 @@ class Executor:
             self.otherwise(call, resolution.otherwise)
         else:
             handler(self, call)
+
+    def cancel(self, call: Call) -> None:
+        """The instruction was not executed, and touched nothing."""
+        call.vcpu.chain = False
+        call.vcpu.area.complete(call.seq, Outcome.CANCELED)
 
     def all_ones(self, call: Call) -> None:
         """A read that no device answers; one of less than 32 bits replaces part of the register only."""

@@ -23,7 +23,11 @@ from hmx.attach import Reply, Request, pack_reply, pack_request
 from hmx.firmware import ArgoDevice, Door, Interrupt, Offer, VectorPolicy
 from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch
+from hmx.virtio.chain import Segment
 from tests.broker.support import hello_record
+from tests.doubles.scribbled_queues import Scribbled
+from tests.doubles.virtqueues import FEATURE_SETS
+from tests.fuzz import virtio_argo_seeds, virtio_seeds
 from tests.fuzz.engine import CORPUS, ROOT, file_name
 from topologies.firmware import acpi as acpi_builder
 from topologies.firmware import aml, devicetree
@@ -239,6 +243,31 @@ def _topology() -> Iterator[bytes]:
         yield fragment.encode()
 
 
+def _queue_device() -> Iterator[bytes]:
+    """A queue of four with three chains in it; the device returns them."""
+    pieces = [Segment(0x40 * index, 16 << index) for index in range(3)]
+    for index, features in enumerate(FEATURE_SETS):
+        lab = Scribbled(features, 4)
+        for border in (1, 0):
+            lab.driver.add(pieces[:border], pieces[border : border + 1], border)
+        lab.driver.publish()
+        content = bytes(lab.content).rstrip(b"\0")
+        yield (
+            bytes((index, 2))
+            + struct.pack("<H", len(content))
+            + content
+            + bytes((4, 0, 0, 0, 1, 2, 1, 2, 4, 12, 6, 3, 1, 0))
+        )
+
+
+def _queue_driver() -> Iterator[bytes]:
+    """Chains come and go; then one comes back that was not there."""
+    for index in range(len(FEATURE_SETS)):
+        cycle = bytes((0x10, 0x18, 2, 5, 5, 0x0D, 0x15, 0x0D, 0x15, 1, 1, 4))
+        for start in range(2):
+            yield bytes((index, 2, start)) + cycle * 3 + bytes((0x10, 2, 0x1E, 0, 7, 0, 1, 0x1E, 0, 1, 0, 1))
+
+
 def _trace() -> Iterator[bytes]:
     register, send = "100000000100000070000000", "05000000010000001000000002000000"
     message = "1500000005000000010000000700000068656c6c6f"
@@ -267,6 +296,9 @@ MAKERS: Final[dict[str, Callable[[], Iterator[bytes]]]] = {
     "frame": _frame, "router": _router, "member": _member, "envelope": _envelope, "attach": _attach,
     "hypervisor": _hypervisor, "ring": _ring, "stream": _stream, "acpi": _acpi,
     "aml": _aml, "fdt": _fdt, "firmware": _firmware, "topology": _topology, "trace": _trace,
+    "queue_device": _queue_device, "queue_driver": _queue_driver,
+    "virtio_argo": virtio_argo_seeds.updates, "virtio_msg": virtio_seeds.messages,
+    "virtio_layouts": virtio_seeds.layouts,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Shared words: the five functions."""
+"""Shared words: the seven functions."""
 
 from __future__ import annotations
 

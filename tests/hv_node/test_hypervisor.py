@@ -454,7 +454,7 @@ def test_event_channel_operations_on_unreachable_memory() -> None:
 @pytest.mark.parametrize(
     ("fields", "result"),
     [((xen.DOMID_SELF, 0, 0, 0, 8), 0), ((1, 0, 0, 0, 8), 0), ((2, 0, 0, 0, 8), -Errno.EPERM),
-     ((xen.DOMID_SELF, 0, 1, 0, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 1, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 0, 64),
+     ((xen.DOMID_SELF, 0, 2, 0, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 1, 8), EINVAL), ((xen.DOMID_SELF, 0, 0, 0, 64),
      EINVAL)],
 )  # fmt: skip
 def test_shared_info_is_placed_in_own_memory_only(fields: tuple[int, ...], result: int) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Final
 
 from tests.mutate.campaign import Survivor, Target
+from tests.mutate.virtio_targets import VIRTIO
 
+_COMPARE: Final = ("tests/topologies/compare/test_compare.py",)
 _TRAPS: Final = ("tests/hmx/test_trap_abi.py", "tests/hmx/test_vcpu_area.py")
 _ABI: Final = ("tests/hmx/argo/test_abi.py",)
 _EVTCHN: Final = ("tests/hmx/test_evtchn_page.py", "tests/hv_node/test_hypervisor.py")
@@ -254,8 +256,6 @@ TARGETS: Final = (
     Target("topologies.agent.phases", "PHASES", _AGENT, words=("doing",)),
     Target("topologies.agent.phases", "NODE_MOVES", _AGENT),
     Target("topologies.agent.phases", "RESTARTS", _AGENT),
-    Target("topologies.availability", "LATER", _SCHEMA),
-    Target("topologies.availability", "SECTIONS", _SCHEMA),
     Target("topologies.bench.rows", "TARGETS", ("tests/topologies/bench/test_targets.py",)),
     Target("topologies.crosscheck", "REFERENCES", _SCHEMA),
     Target("topologies.crosscheck", "RESERVED", _SCHEMA),
@@ -276,6 +276,9 @@ TARGETS: Final = (
     Target("topologies.yaml12", "CORE_SCHEMA", _YAML),
     Target("topologies.yaml12", "NOTICED", _YAML),
     Target("topologies.yaml12", "OPENED", _YAML),
+    Target("topologies.compare.cells", "WORKS", _COMPARE),
+    Target("topologies.compare.cells", "WAYS", _COMPARE),
+    *VIRTIO,
 )
 
 EXEMPT: Final[dict[str, str]] = {

@@ -23,7 +23,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
-SHARED_OPTIONS = (ROOT / "topologies" / "verbs.py").read_text().partition("@app.command")[0]
+SHARED_OPTIONS = (ROOT / "topologies" / "verbs" / "base.py").read_text()
 
 
 def documents() -> list[Path]:

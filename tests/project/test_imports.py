@@ -32,7 +32,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "broker": NODE,
     "hv_node": NODE,
     "guest_node": NODE,
-    "topologies": NODE | {"pydantic", "pydantic_core", "yaml", "typer", "rich", "fdt"},
+    "topologies": NODE | {"pydantic", "pydantic_core", "yaml", "typer", "rich", "fdt", "matplotlib"},
 }
 """Which distributions each may import beside the standard library."""
 
@@ -42,7 +42,7 @@ PROCESSES = frozenset({"subprocess", "multiprocessing", "multiprocess", "signal"
 SOCKETS = frozenset({"socket", "socketserver", "ssl", "select", "selectors", "zmq"})
 SANS_IO = CLOCKS | THREADS | PROCESSES | SOCKETS | {"asyncio", "tempfile"}
 CHANCE = frozenset({"random", "secrets", "uuid"})
-GUEST_SHELLS = ("guest_node/node.py", "guest_node/attach.py")
+GUEST_SHELLS = ("guest_node/node.py", "guest_node/attach.py", "guest_node/images.py", "guest_node/tap.py")
 GUEST_CHANCE = ("guest_node/seeds.py",)
 PICKLE_PATH = ("topologies/processes.py", "topologies/agent/*")
 """Launcher to agent to the child it has just started, over an inherited pipe."""

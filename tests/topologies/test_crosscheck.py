@@ -1,4 +1,4 @@
-"""References between the parts of a topology, also of those parts that this version refuses for now."""
+"""References between the parts of a topology, and what built-in programs take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from guest_node import programs
 from topologies.crosscheck import crosscheck, references
 from topologies.marks import Node
 from topologies.merge import resolve
+from topologies.programs import BUILTINS
 from topologies.yaml12 import load_text
 
 
@@ -83,6 +84,11 @@ PEERS = (
     ("file-receive", "from: @"),
     ("door-report", "to: @"),
     ("door-peer", "from: @"),
+    ("blk-server", "blank: 1MiB, from: @"),
+    ("net-switch", "from: @"),
+    ("console-server", "from: @"),
+    ("rng-server", "from: @"),
+    ("vsock-server", "from: @"),
 )
 
 
@@ -118,13 +124,41 @@ PROGRAMS = (
     ("door-peer", "", "port sessions ring from"),
     ("v4v-store", "serves", "serves blocks ring over disks sessions"),
     ("v4v-disk", "", "count blocks ring within"),
+    ("blk-copy", "", "device output chunk depth within"),
+    ("blk-write", "", "device file offset count size depth within"),
+    ("net-ping", "", "device count size within"),
+    ("net-echo", "", "device sessions within"),
+    ("console-talk", "", "device count size within"),
+    ("rng-read", "", "device size output within"),
+    ("vsock-ping", "", "device cid port count size within"),
+    ("vsock-echo", "", "device port sessions within"),
+    ("blk-server", "image|blank", "image blank copy read-only queues service instance sessions ring from"),
+    ("net-switch", "", "tap service instance sessions ring from"),
+    ("console-server", "", "service instance sessions ring from"),
+    ("rng-server", "", "service instance sessions ring from"),
+    ("vsock-server", "", "cids port service instance sessions ring from"),
 )
+FRONT_ENDS = {
+    "blk-copy": "blk", "blk-write": "blk", "net-ping": "net", "net-echo": "net", "console-talk": "console",
+    "rng-read": "rng", "vsock-ping": "vsock", "vsock-echo": "vsock",
+}  # fmt: skip
+BACK_ENDS = {
+    "blk-server": "blk", "net-switch": "net", "console-server": "console", "rng-server": "rng", "vsock-server": "vsock",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("program", "required", "known"), PROGRAMS)
 def test_the_built_in_programs(program: str, required: str, known: str) -> None:
     """issue 2, part 6: echo, ping-pong, file-send, file-receive; unknown and missing arguments are named."""
-    text = f"hypervisors: {{hv0: }}\nguests: {{a: {{on: hv0, program: 'builtin:{program}', with: {{@}}}}}}"
+    kind = FRONT_ENDS.get(program)
+    service = "storage" if kind == "blk" else kind
+    guest = f"on: hv0, program: 'builtin:{program}', with: {{@}}"
+    text = f"hypervisors: {{hv0: }}\nguests: {{a: {{{guest}}}}}"
+    if kind:
+        devices = f"devices: [{{type: {kind}}}, {{type: {kind}, service: display}}]"
+        text = text.replace("with:", f"{devices}, with:").replace("}}}", "}}, b: {on: hv0, program: 'm:f'}}")
+        to_b = "{from: a, service: %s, to: b}"
+        text += f"\ndestinations: [{to_b % service}, {to_b % 'display'}]"
 
     def found(arguments: str) -> list[tuple[str, tuple[str, ...]]]:
         return [(one.message, one.valid) for _, one in crosscheck(tree(text.replace("@", arguments)))]
@@ -144,8 +178,21 @@ def test_what_is_known_of_the_built_in_programs_is_true() -> None:
     assert [builtin.name for builtin in programs.BUILTINS] == [program for program, _, _ in PROGRAMS]
     for builtin, (_, _, known) in zip(programs.BUILTINS, PROGRAMS, strict=True):
         module = importlib.import_module(builtin.target.partition(":")[0])
-        line = next(line for line in (module.__doc__ or "").splitlines() if line.startswith("with: {"))
-        assert re.findall(r"([a-z]+): ", line.removeprefix("with: ")) == known.split()
+        line = re.search(r"^with: (\{.*?\})$", module.__doc__ or "", re.DOTALL | re.MULTILINE)
+        assert line is not None, builtin.name
+        assert re.findall(r"(?:^\{|[,{]\s+)([a-z-]+): ", line[1]) == known.split(), builtin.name
+
+
+def test_only_what_is_an_argument_can_name_a_guest() -> None:
+    """topology.md, "Programs": a peer is named by an argument that the program takes."""
+    for builtin in BUILTINS:
+        assert set(builtin.peers) <= set(builtin.arguments), builtin.name
+
+
+def test_which_programs_use_and_serve_devices() -> None:
+    """Issue 6, part 2: front ends in guests, back ends in driver domains, for each type of device."""
+    assert {row.name: row.uses for row in BUILTINS if row.uses} == FRONT_ENDS
+    assert {row.name: row.serves for row in BUILTINS if row.serves} == BACK_ENDS
 
 
 @pytest.mark.parametrize("program", ["builtin:echo", "builtin:file-receive", "m:f", "a.b_1.c:main"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker.config import BrokerConfig
-from guest_node.config import GuestConfig
+from guest_node.config import DeviceConfig, FrontConfig, GuestConfig
 from hv_node.argo.options import ArgoOptions, parse_options
 from hv_node.config import DomainConfig, HypervisorConfig
 from topologies.codec import CodecError, decode, encode
@@ -113,6 +113,68 @@ def test_a_machine_of_another_kind() -> None:
         "kvm", "aarch64", "armv8", ("smc",), ("line", "vector-per-cpu"),
     )  # fmt: skip
     assert (made.guests[0].arch, made.guests[0].apic) == ("aarch64", True)
+
+
+def test_devices_of_a_guest() -> None:
+    """Each device with the port of its service (hmx/services.py); what the file leaves out follows from the type."""
+    text = """
+name: x
+hypervisors: {hv0: }
+guests:
+  app:
+    on: hv0
+    program: m:f
+    devices: [{type: blk, instance: 3, variant: mirror, queues: 4}, {type: rng, service: virtio-msg}]
+  disk: {on: hv0, program: "m:f"}
+destinations:
+  - {from: app, service: storage, instance: 3, to: disk}
+  - {from: app, service: virtio-msg, to: disk}
+"""
+    app, disk = plan(loads(text), PLACES).guests
+    assert app.devices == (
+        DeviceConfig("blk", "storage", 3, 0xD0003, "virtio-argo", "mirror", 4),
+        DeviceConfig("rng", "virtio-msg", 0, 0xA1000, "virtio-argo", "inline", 1),
+    )
+    assert disk.devices == ()
+    made = plan(loads(text), PLACES)
+    assert Plan.from_json(made.to_json()) == made
+
+
+def test_devices_over_virtio_mmio() -> None:
+    """Windows in the order of a guest's devices; the back end is told whose they are, the hypervisor who may what."""
+    text = """
+name: x
+hypervisors: {hv0: , hv1: }
+guests:
+  model: {on: hv0, program: "m:f"}
+  other: {on: hv0, program: "m:f"}
+  app:
+    on: hv0
+    program: m:f
+    devices:
+      - {type: rng, transport: virtio-mmio, access: grant-copy}
+      - {type: console}
+      - {type: blk, instance: 1, transport: virtio-mmio, access: dma}
+      - {type: net, transport: virtio-mmio}
+destinations:
+  - {from: app, service: rng, to: model}
+  - {from: app, service: console, to: model}
+  - {from: app, service: storage, instance: 1, to: other, port: 0xD0000}
+  - {from: app, service: net, to: model}
+"""
+    made = plan(loads(text), PLACES)
+    model, other, app = made.guests
+    rows = [(row.type, row.window, row.access, row.backend) for row in app.devices]
+    assert rows == [
+        ("rng", 0, "grant-copy", 1), ("console", -1, "foreign", 0), ("blk", 1, "dma", 2), ("net", 2, "foreign", 1),
+    ]  # fmt: skip
+    assert model.fronts == (
+        FrontConfig("app", 3, "rng", 0xA3000, 0, "grant-copy"), FrontConfig("app", 3, "net", 0xC0000, 2, "foreign"),
+    )  # fmt: skip
+    assert other.fronts == (FrontConfig("app", 3, "blk", 0xD0000, 1, "dma"),)
+    assert app.fronts == ()
+    assert [row.device_models for row in made.hypervisors] == [(("model", "app"), ("other", "app")), ()]
+    assert Plan.from_json(made.to_json()) == made
 
 
 def test_checks_and_order() -> None:

@@ -1,4 +1,4 @@
-"""The model of a topology (topology.md): keys, types, defaults, what is available; and the JSON Schema made
+"""The model of a topology (topology.md): keys, types, defaults, and the JSON Schema made
 from it.
 """
 
@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from topologies import yaml12
-from topologies.availability import LATER
+from topologies.devices import TYPES
 from topologies.diagnose import TopologyError
 from topologies.json_schema import json_schema
 from topologies.load import loads
@@ -20,7 +20,7 @@ from topologies.schema import Guest, Hypervisor, NodeKeys, Topology, field_at, k
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests" / "golden" / "topology-errors"
-SOUND = "name: lab\nhypervisors: {hv0: {}}\nguests: {app: {on: hv0, program: 'builtin:echo'}}\n"
+SOUND = "name: lab\nhypervisors: {hv0: {}}\nguests:\n  app: {on: hv0, program: 'builtin:echo'}\n"
 
 
 TOP = "name hosts hypervisors guests destinations policy links checks link-timeout host-timeout"
@@ -40,7 +40,7 @@ def test_the_keys_are_those_of_the_design() -> None:
 KEYS_BELOW = (
     (("hosts", "h"), "provider address port ssh-config python directory"),
     (("hypervisors", "h", "argo"), "enabled mac-permissive mode linger"),
-    (("guests", "g", "devices", 0), "type service transport variant"),
+    (("guests", "g", "devices", 0), "type service instance transport variant access queues"),
     (("destinations", 0), "from service instance source-port to port types rate delegable"),
     (("policy",), "module labels allow viptables permissions"),
     (("policy", "allow", 0), "from to ports"),
@@ -75,7 +75,7 @@ VALUES = (
 
 @pytest.mark.parametrize(("key", "values"), VALUES)
 def test_the_values_of_a_hypervisors_keys(key: str, values: str) -> None:
-    """topology.md and contracts 6: names that exist, whether served yet or not."""
+    """topology.md and contracts 6: names that exist."""
     assert literals_at(("hypervisors", "hv0", key)) == tuple(values.split())
 
 
@@ -88,6 +88,26 @@ def test_doors_and_notifications_are_those_of_the_design() -> None:
     assert literals_at(("hypervisors", "h", "notifications", 0)) == ways
     assert literals_at(("guests", "g", "notification")) == ("auto", *ways)
     assert literals_at(("hypervisors", "h", "argo", "mode")) == ("own", "forward", "steal")
+
+
+def test_devices() -> None:
+    """topology.md and VIRTIO 1.4, section 5: types, transports, variants; what follows from the type."""
+    device = ("guests", "g", "devices", 0)
+    assert literals_at((*device, "type")) == ("blk", "net", "console", "rng", "vsock")
+    assert literals_at((*device, "transport")) == ("virtio-argo", "virtio-mmio")
+    assert literals_at((*device, "variant")) == ("inline", "mirror")
+    assert literals_at((*device, "access")) == ("foreign", "grant-map", "grant-copy", "dma")
+    asked = ("blk", "net", "console", "rng", "vsock")
+    lines = "".join(f"  - {{from: app, service: {name}, to: b}}\n" for name in ("storage", *asked[1:]))
+    devices = ", ".join(f"{{type: {name}}}" for name in asked)
+    text = f"{SOUND}  b: {{on: hv0, program: 'm:f'}}\ndestinations:\n{lines}"
+    topology = loads(text.replace("'builtin:echo'", f"'m:f', devices: [{devices}]"))
+    assert [(row.type, row.service, row.instance, row.transport, row.variant, row.queues)
+            for row in topology.guests["app"].devices] == [
+        ("blk", "storage", 0, "virtio-argo", "inline", 1),
+        *((name, name, 0, "virtio-argo", "inline", 1) for name in asked[1:]),
+    ]  # fmt: skip
+    assert [(row.name, row.queues) for row in TYPES] == [(name, 16 if name == "blk" else 1) for name in asked]
 
 
 def test_defaults() -> None:
@@ -111,17 +131,6 @@ def test_defaults() -> None:
     assert (guest.with_, guest.restart, guest.implicit_only) == ({}, "never", False)
     assert topology.checks == []
     assert guest.apic
-
-
-# What this version offers; section, key, values ("": the key may not be written at all).
-OFFERED = (
-    ("guest", "devices", ""),
-)
-
-
-def test_what_is_not_yet_available() -> None:
-    """The table of what later work brings, in a second copy."""
-    assert [(row.section, row.key, " ".join(row.available)) for row in LATER] == list(OFFERED)
 
 
 def test_every_offered_value_is_accepted() -> None:
@@ -177,11 +186,11 @@ def test_the_json_schema_never_refuses_what_validate_accepts() -> None:
 
 # Cases of the corpus whose only errors are references, rules between keys, or numbers deep in arguments.
 BEYOND_A_SCHEMA = """
-argument-unknown check-twice check-unknown-guest empty-sections empty-topology kind-and-group-unknown
-kind-in-defaults later-nesting levels-in-defaults name-of-sockets policy-wrong
-name-reserved name-twice-across-sections no-hypervisors node-empty on-in-defaults on-missing on-names-a-guest
-on-unknown-hypervisor peer-out-of-reach peer-unknown program-in-kinds program-missing program-unknown-builtin
-with-unfit-numbers with-unfit-numbers-inherited
+argument-unknown check-twice check-unknown-guest device-programs-wrong device-unserved device-windows
+empty-sections empty-topology kind-and-group-unknown kind-in-defaults levels-in-defaults name-of-sockets
+name-reserved name-twice-across-sections nesting-wrong no-hypervisors node-empty on-in-defaults on-missing
+on-names-a-guest on-unknown-hypervisor peer-out-of-reach peer-unknown policy-wrong program-in-kinds
+program-missing program-unknown-builtin with-unfit-numbers with-unfit-numbers-inherited wrong-everywhere
 """
 
 

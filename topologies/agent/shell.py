@@ -90,7 +90,7 @@ class Shell:
         """Run the lab to its end."""
         self._sources.watch(self._orders, self._on_orders)
         self._sources.watch(self._all.forkserver_pidfd, self._on_forkserver_gone)
-        self._catch_signals()
+        self._sources.watch_signals(lambda name: self._interrupt(f"the agent was sent {name}"))
         if self._team is not None:
             self._team.open(self._sources, self)
         self._core.begin(time.monotonic_ns())
@@ -154,20 +154,6 @@ class Shell:
 
     def _interrupt(self, words: str) -> None:
         self._core.stop(Fault(ExitCode.INTERRUPTED, words), time.monotonic_ns())
-
-    def _catch_signals(self) -> None:
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: None)
-
-        def on_signal() -> None:
-            for number in os.read(read, 64):
-                # A detached lab has nobody whose terminal could hang up.
-                if number in (signal.SIGTERM, signal.SIGINT):
-                    self._interrupt(f"the agent was sent {signal.Signals(number).name}")
-
-        self._sources.watch(read, on_signal)
 
     def _on_forkserver_gone(self) -> None:
         self._sources.unwatch(self._all.forkserver_pidfd)

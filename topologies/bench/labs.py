@@ -88,7 +88,7 @@ def topology(row: Row, name: str, count: int, warm: int) -> dict[str, Any]:
             hypervisor: {"personality": "xen", **({"parent": homes.parent} if hypervisor == homes.child else {})}
             for hypervisor in sorted(set(homes[:2]))
         },
-        "links": [link] if row.where is Where.HOSTS else [],
+        **({"links": [link]} if row.where is Where.HOSTS else {}),  # a tree that knows no links runs the other rows
         "guests": {
             who: {"on": getattr(homes, who), "memory": memory, "program": f"{PROGRAMS}:{program}", "with": arguments}
             for who, program in (("receiver", programs.receiver), ("sender", programs.sender))

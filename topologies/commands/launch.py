@@ -139,7 +139,7 @@ def _load(options: Options) -> tuple[Topology, str]:
         return topology, topology.name
     from pydantic import TypeAdapter, ValidationError
 
-    from topologies.schema import Name
+    from topologies.scalars import Name
 
     try:
         return topology, TypeAdapter(Name).validate_python(options.name)

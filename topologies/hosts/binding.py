@@ -8,6 +8,7 @@ from typing import Any, Final
 from broker.binding import Binding
 from topologies.agent.spec import LabSpec
 from topologies.hosts.names import AGENT, agent_name
+from topologies.levels import STEAL
 from topologies.runtime import NodeKind
 
 LEADER: Final = "@"
@@ -34,6 +35,15 @@ def binding_of(spec: LabSpec, here: Collection[str]) -> dict[str, Any]:
         if node.kind is NodeKind.HYPERVISOR
         for domain in node.config.domains
         if not getattr(domain, "nested", False)
+    }
+    # A guest whose calls the hypervisor around its own takes lives there, for all others (hv_node/levels/carried.py).
+    labels |= {
+        (*paths[node.name], ward.name): ward.label
+        for node in nodes
+        if node.kind is NodeKind.HYPERVISOR
+        for domain in node.config.domains
+        if getattr(domain, "mode", "own") == STEAL
+        for ward in domain.wards
     }
     hosts = [(node.name, bound(node.host)) for node in nodes]
     hosts += [(agent_name(host.name), bound(host.name)) for host in spec.hosts]

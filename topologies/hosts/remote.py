@@ -64,7 +64,7 @@ class HostAgent:
         self._control = control
         self._sources.watch(control.listener.fileno(), self._on_connection)
         self._sources.watch(self._all.forkserver_pidfd, self._on_forkserver_gone)
-        self._catch_signals()
+        self._sources.watch_signals(lambda name: self._leave(f"its agent was sent {name}"))
         self._take_pipe(self._pipe)
         while not self._part.down:
             self._turn()
@@ -197,19 +197,6 @@ class HostAgent:
         self._sources.unwatch(client.connection.fileno())
         assert self._control is not None
         self._control.drop(client)
-
-    def _catch_signals(self) -> None:
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: None)
-
-        def on_signal() -> None:
-            for number in os.read(read, 64):
-                if number in (signal.SIGTERM, signal.SIGINT):
-                    self._leave(f"its agent was sent {signal.Signals(number).name}")
-
-        self._sources.watch(read, on_signal)
 
     def _on_forkserver_gone(self) -> None:
         self._sources.unwatch(self._all.forkserver_pidfd)

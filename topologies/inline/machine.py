@@ -10,12 +10,13 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Final, Protocol
 
 from guest_node.kernel.argo import GuestMemoryView
 from hmx.memory import GuestMemory, MappedMemory, Window
 from hmx.vcpu_area import AREA_SIZE
-from hv_node.hvm import TURN, Vcpu
+from hv_node.hvm import TURN, Hvm, Vcpu
 from hv_node.hypervisor import Hypervisor
 
 YIELDS: Final = 4
@@ -127,10 +128,19 @@ class InlineMachine:
             domid, memory.hypervisor, areas, name=name, is_control=is_control, nested=nested
         )
         self._memories[domid] = memory
+        if isinstance(memory, SharedMemory):
+            memory.guest.foreign = partial(self._foreign, hvm)
         bells = [InlineBells(self, vcpu) for vcpu in hvm.vcpus]
         self._bells.update(zip(hvm.vcpus, bells, strict=True))
         self._handed[domid] = areas, bells
         return areas, bells
+
+    def _foreign(self, emulator: Hvm, domid: int) -> memoryview | None:
+        """The RAM of a domain whose device model `emulator` may be."""
+        target, hub, memory = self.core.hvm(domid), self.core.ioreqs, self._memories.get(domid)
+        if target is None or hub is None or not isinstance(memory, SharedMemory):
+            return None
+        return memory.guest.buffer if hub.may_share(emulator, target) else None
 
     def attach(self, domid: int) -> tuple[InlineMemory, list[memoryview], list[InlineBells]]:
         """What the guest of a domain is given."""
@@ -151,6 +161,7 @@ class InlineMachine:
                 self._bells.pop(vcpu, None)
         self.core.free_domain(domid)
         self._memories.pop(domid, None)
+        self.touched()  # who waited for it as a device model goes on
 
     def wake(self, vcpu: Vcpu) -> None:
         """A guest rang: its vCPU is polled until it is found idle."""
@@ -187,16 +198,21 @@ class InlineMachine:
 
     def touched(self) -> None:
         """Something beside the guests' frames had its effects: ring whom it wants rung, and go on with whom it lets."""
+        self._unpark()
+        if not self._turning:
+            self._ring()
+
+    def _unpark(self) -> None:
+        """What was pending has been answered: on with what waits behind it."""
         for vcpu in [vcpu for vcpu in self._parked if vcpu.blocked is None]:
             del self._parked[vcpu]
             self._active[vcpu] = None
             self._schedule()
-        if not self._turning:
-            self._ring()
 
     def _turn(self) -> int:
         """Serve every vCPU that is awake, in a random order, each for a random number of frames."""
         self._turning = True
+        self._unpark()
         done = 0
         order = list(self._active)
         self._random.shuffle(order)

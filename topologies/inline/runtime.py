@@ -257,6 +257,7 @@ class _Lab:
         core = Hypervisor(
             personality, config.cpu, options, xsm_by_name(config.xsm), report,
             doors=config.doors, notifications=config.notifications, storage=config.storage, parents=parents_of(config),
+            device_models=config.device_models,
         )  # fmt: skip
         machine = self._machines[config.name] = InlineMachine(
             core,
@@ -333,7 +334,7 @@ class _Lab:
             memory, areas, bells = machine.attach(config.domid)
             arch = Arch[config.arch.upper()]
             vcpus = [Vcpu(index, GuestSide(area, arch), bells[index]) for index, area in enumerate(areas)]
-            files = DirectoryFiles(config.base_dir, config.output_dir)
+            files = DirectoryFiles(config.base_dir, config.output_dir, virtual=True)
             chance = generators(config.seed)
             world = World(lambda record: self._tell(config.name, record), lines.append, files, *chance)
             ending = await live(config, vcpus, memory.guest, world)

@@ -36,7 +36,12 @@ TARGETS: Final = (
     Target("fdt", "device trees through hmx.fdt, the hypervisor's node and Argo's", "blobs and properties read"),
     Target("firmware", "what lies at FIRMWARE_BASE through guest_node.kernel.firmware", "blobs walked"),
     Target("topology", "topology text through topologies.load.loads", "lines read"),
+    Target("queue_device", "memory of a virtqueue through its device's end", "operations of the device", 2),
+    Target("queue_driver", "memory of a virtqueue through its driver's end", "operations of the driver", 8),
     Target("trace", "golden-trace files through hv_node.conform.replay", "lines read"),
+    Target("virtio_argo", "VirtIO-Argo's data plane: hmx.virtio.argo, the device's end of a queue", "messages read", 2),
+    Target("virtio_msg", "virtio-msg messages to hmx.virtio.msg_device and msg_client", "messages handled", 3),
+    Target("virtio_layouts", "requests, packets and configurations of VirtIO device types", "structures read"),
 )
 _BY_NAME: Final = {target.name: target for target in TARGETS}
 

@@ -106,6 +106,60 @@ def test_rx_is_published_before_the_notify() -> None:
     simulate(main)
 
 
+@pytest.mark.parametrize(("largest", "notifies"), [(0, 3), (1024, 0), (4096 - 32, 3)])
+def test_a_pass_in_which_nobody_can_have_been_refused_needs_no_notify(largest: int, notifies: int) -> None:
+    """Xen common/argo.c signals those that were refused; by agreement none is, while `largest` more bytes have room."""
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        calls: list[Op] = []
+        await near.rings.bind(5, 2, 4096, Collector(), largest=largest)
+        rig.guests[1].refuse = lambda op, _detail: calls.append(op)
+        for _ in range(3):
+            await far.calls.sendv(Address(5, 1), 5, (b"x",), TYPE)
+            await asyncio.sleep(0.01)
+        assert calls.count(Op.NOTIFY) == notifies
+
+    simulate(main)
+
+
+@given(sizes=st.lists(st.integers(1, 1024), min_size=1, max_size=40), held=st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_who_was_refused_by_a_ring_of_bounded_messages_is_woken(sizes: list[int], held: int) -> None:
+    """No wake-up is lost for it: everything arrives in less time than the slow look of a waiter takes."""
+
+    async def main() -> None:
+        rig = Rig()
+        near, far = await two(rig)
+        sink = Collector(held)
+        ring = await near.rings.bind(5, 2, 4096, sink, largest=1024)
+
+        async def send() -> None:
+            for size in sizes:
+                while True:
+                    before = far.wakeups.generation
+                    result = await far.calls.sendv(Address(5, 1), 5, (bytes(size),), TYPE)
+                    if result == size:
+                        break
+                    assert result == -Errno.EAGAIN
+                    space = far.want_space(Address(5, 1), size, before)
+                    try:
+                        assert await space is Outcome.SUFFICIENT
+                    finally:
+                        far.forget(space)
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(0.001)
+        sink.limit = 1 << 30
+        near.resume(ring)
+        await asyncio.wait_for(sending, TICK / 2)
+        await asyncio.sleep(0.001)
+        assert [len(payload) for payload in sink.got] == sizes
+
+    simulate(main)
+
+
 def test_one_pass_over_many_messages_notifies_once() -> None:
     """Batching notify is legal and normal: a hundred messages cost one call, not a hundred."""
 

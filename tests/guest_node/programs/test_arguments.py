@@ -131,3 +131,34 @@ def test_what_a_destination_is_called() -> None:
     """In what a program says when it gives up."""
     assert args.told({"to": "x"}) == "x"
     assert args.told({"service": "net"}) == "service net"
+
+
+def test_yes_or_no() -> None:
+    """YAML 1.2 has two booleans, and false is the default."""
+    assert [args.yes_or_no({"k": value}, "k") for value in (True, False)] == [True, False]
+    assert args.yes_or_no({}, "k") is False
+    for value in ("yes", 1, None):
+        with pytest.raises(ArgumentError, match="neither true nor false"):
+            args.yes_or_no({"k": value}, "k")
+
+
+def test_names_of_outputs() -> None:
+    """Plain file names; the default may be none at all."""
+    assert args.output_name({"k": "a.img"}, "k") == "a.img"
+    assert (args.output_name({}, "k"), args.output_name({}, "k", "b.img")) == ("", "b.img")
+    for value in ("../a", "a/b", ".hidden"):
+        with pytest.raises(ArgumentError, match="no plain file name; try "):
+            args.output_name({"k": value}, "k")
+    for wrong in ("", 5):
+        with pytest.raises(ArgumentError, match="is no text"):
+            args.output_name({"k": wrong}, "k")
+
+
+def test_ports_of_services() -> None:
+    """A service and its instance, both well known."""
+    assert args.service_port({"service": "storage", "instance": 3}) == 0xD0003
+    assert args.service_port({"service": "vsock"}) == 0xA4000
+    with pytest.raises(ArgumentError, match="service: 'storge' is no well-known service"):
+        args.service_port({"service": "storge"})
+    with pytest.raises(ArgumentError, match="vsock has no instance 1"):
+        args.service_port({"service": "vsock", "instance": 1})

@@ -46,8 +46,10 @@ def test_every_builtin_is_there(builtin: Builtin) -> None:
 
 def test_the_builtins_are_those_of_the_topology() -> None:
     """What comes with Argosy."""
-    names = ["echo", "ping-pong", "file-send", "file-receive", "door-report", "door-peer", "v4v-store", "v4v-disk"]
-    assert [builtin.name for builtin in BUILTINS] == names
+    names = "echo ping-pong file-send file-receive door-report door-peer v4v-store v4v-disk"
+    front_ends = "blk-copy blk-write net-ping net-echo console-talk rng-read vsock-ping vsock-echo"
+    back_ends = "blk-server net-switch console-server rng-server vsock-server"
+    assert [builtin.name for builtin in BUILTINS] == f"{names} {front_ends} {back_ends}".split()
 
 
 def test_a_users_own(here: Path) -> None:

@@ -37,4 +37,4 @@ def test_exact_rows_are_not_posted_and_the_nested_one_has_a_parent() -> None:
     nested = labs.topology(ROW_OF["nested-rtt-64B"], "lab", 10, 1)
     assert nested["hypervisors"]["hv1"]["parent"] == "hv0"
     assert (nested["guests"]["sender"]["on"], nested["guests"]["receiver"]["on"]) == ("hv1", "hv0")
-    assert not nested["links"]
+    assert "links" not in nested

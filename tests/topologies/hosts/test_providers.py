@@ -161,3 +161,21 @@ def test_where_the_broker_listens() -> None:
     assert listening_endpoint("tcp://127.0.0.1:5") == "tcp://127.0.0.1:5"
     assert listening_endpoint("tcp://192.0.2.1:5") == "tcp://0.0.0.0:5"
     assert listening_endpoint("tcp://[2001:db8::1]:5") == "tcp://[::]:5"
+
+
+def test_a_guest_whose_calls_are_taken_is_bound_to_the_hypervisor_that_takes_them() -> None:
+    """issue 5, part 1: under `mode: steal` it lives at the hypervisor around its own, for all others."""
+    import dataclasses
+
+    from hv_node.config import DomainConfig, WardConfig
+    from tests.topologies.hosts.test_protocol import HYPERVISOR
+
+    def paths_under(mode: str) -> list[tuple[str, ...]]:
+        ward = WardConfig("stolen", 0x4001, "red")
+        inner = DomainConfig("hv1", 1, 1 << 20, 1, nested=True, mode=mode, wards=(ward,))
+        outer = dataclasses.replace(HYPERVISOR, domains=(inner,))
+        nodes = (NodeSpec("hv0", NodeKind.HYPERVISOR, "h", outer),)
+        return [path for path, label in binding_of(LabSpec("lab", Mode.RUN, nodes), ())["binding"].guests if label]
+
+    assert paths_under("steal") == [("hv0", "stolen")]
+    assert paths_under("forward") == []

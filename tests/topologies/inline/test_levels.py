@@ -10,7 +10,6 @@ import pytest
 
 from tests.doubles.mirror import MirrorMemory
 from tests.topologies.inline.test_runtime import Silent, node
-from topologies import availability
 from topologies.exitcodes import ExitCode
 from topologies.inline.runtime import InlineRuntime
 from topologies.load import load
@@ -162,11 +161,3 @@ def test_turns_of_a_nested_hypervisor_are_in_the_log(tmp_path: Path) -> None:
     _, log = run(tmp_path, NESTED.format(inner="xen", outer="xen", at="hv1", to="hv0"))
     turns = [json.loads(line) for line in log]
     assert any(entry[1:4] == ["hv0", "turn", "hv1"] for entry in turns)
-
-
-@pytest.fixture(autouse=True)
-def everything_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "LATER", tuple(row for row in availability.LATER if row.key not in OURS))
-
-
-OURS = ("parent", "links")

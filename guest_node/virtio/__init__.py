@@ -1,0 +1,1 @@
+"""VirtIO in a guest: front-end drivers and back-end device models, each over any transport."""

@@ -1,0 +1,1 @@
+"""Back-end device models: what a device does, without transport, ring or memory (VIRTIO 1.4, section 5)."""

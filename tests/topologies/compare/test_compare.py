@@ -1,0 +1,164 @@
+"""`argosy compare` (issue 6, part 4): counted costs, repeatable, priced by files that name their sources."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from topologies.commands import compare as command
+from topologies.compare import costs
+from topologies.compare.cells import DOORS, NOTIFICATIONS, WAYS, WORKS, Cell, cells
+from topologies.compare.chart import ChartError, draw
+from topologies.compare.figures import NAMES, Figures, per_request, shown
+from topologies.compare.labs import topology
+from topologies.compare.measure import NoFigures, measure
+from topologies.compare.render import Line, as_csv, as_json, table
+from topologies.formats import CompareFormat
+from topologies.load import loads
+
+WORK = {work.name: work for work in WORKS}
+WAY = {way.name: way for way in WAYS}
+
+
+def figures(**counts: int) -> Figures:
+    """Figures with these counts, all others 0."""
+    return per_request({}, {name: counts.get(name, 0) for name in NAMES}, 1)
+
+
+PAIR = (Line(Cell(WORK["blk-read-512"], WAY["argo-inline"]), figures(exits_l0=4, copied_by_hypervisor=700)),
+        Line(Cell(WORK["net-64"], WAY["argo-mirror"]), None, "it did not end"))  # fmt: skip
+
+
+def test_a_figure_is_the_difference_of_two_runs_by_their_requests() -> None:
+    """What is done once - probing, negotiation - is in both runs, and in no figure."""
+    found = per_request({"exits_l0": 100, "interrupts": 7}, {"exits_l0": 132, "interrupts": 10}, 16)
+    assert (found.exits_l0, found.interrupts, found.hypercalls) == (2, Fraction(3, 16), 0)
+    assert (shown(found.exits_l0), shown(found.interrupts)) == ("2", "0.19")
+    with pytest.raises(ValueError, match="longer"):
+        per_request({}, {}, 0)
+
+
+def test_every_axis_has_its_cells() -> None:
+    """Work, way, door, notification and depth: each is varied, and no cell is there twice."""
+    every = list(cells())
+    assert len({cell.name for cell in every}) == len(every)
+    assert {cell.work.name for cell in every} >= {
+        f"blk-{what}-{size}" for what in ("read", "write") for size in ("512", "4KiB", "64KiB")
+    } | {"net-64", "net-1500"}
+    assert {cell.door for cell in every} == {"hypercall", *DOORS}
+    assert {cell.notification for cell in every} == {"virq", *NOTIFICATIONS}
+    assert {cell.depth for cell in every} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("cell", list(cells()), ids=lambda cell: cell.name)
+def test_the_lab_of_every_cell_is_a_sound_topology(cell: Cell) -> None:
+    """What is measured could have been written by a user."""
+    assert loads(json.dumps(topology(cell, 16))).name == "compare"
+
+
+def test_a_request_over_argo_costs_no_mapping_and_no_round_trip() -> None:
+    """VirtIO-Argo (argo.md 24.2, 24.3): the hypervisor copies; nothing is mapped, no vCPU waits for a device model."""
+    one = measure(Cell(WORK["blk-read-4KiB"], WAY["argo-inline"]))
+    assert one == measure(Cell(WORK["blk-read-4KiB"], WAY["argo-inline"]))
+    assert one.pages_mapped == one.pages_unmapped == one.round_trips == one.copied_by_back_end == 0
+    assert 4096 < one.copied_by_hypervisor < 4096 + 512
+    assert one.doorbells == 2, "one message there, one back"
+    many = measure(Cell(WORK["blk-read-4KiB-x16"], WAY["argo-inline"]))
+    assert many.hypercalls * 8 <= one.hypercalls, "sendv is issued at the notify, once for all that was added"
+
+
+def test_each_level_takes_its_exits() -> None:
+    """devices.md 2.5: an exit that level 1 serves is taken by level 0 first."""
+    deep = measure(Cell(WORK["blk-read-4KiB"], WAY["argo-inline"], depth=1))
+    assert deep.exits_l0 > deep.exits_l1 > 0
+    assert deep.exits_l2 == 0
+
+
+def test_a_lab_that_fails_has_no_figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure that was not measured: the table says why, and the exit code is 1."""
+
+    def fail(_cell: Cell) -> Figures:
+        raise NoFigures("guest front ended with exit code 1")
+
+    monkeypatch.setattr(command, "measure", fail)
+    assert command.compare(CompareFormat.TABLE, ["blk-read-512,argo-inline"], None, None) == 1
+    assert "no figures: guest front ended with exit code 1" in capsys.readouterr().out
+
+
+def test_words_choose_cells() -> None:
+    """`--only` is repeated for more cells, and its words are set apart by commas for fewer."""
+    assert [cell.name for cell in command.chosen(["net-64,argo-inline"])] == ["net-64/argo-inline/hypercall/virq/L0"]
+    assert len(command.chosen(["net-64,argo-inline", "net-1500,argo-inline"])) == 2
+    with pytest.raises(command.NoSuchCell, match="net-65"):
+        command.chosen(["net-65"])
+
+
+def test_the_three_forms_say_the_same() -> None:
+    """table, csv and json: the same cells, the same figures, and why there are none."""
+    lines = table(PAIR)
+    assert [line.split()[0] for line in lines[:2]] == ["work", "blk-read-512"]
+    assert lines[-1] == "net-64/argo-mirror/hypercall/virq/L0: no figures: it did not end"
+    rows = list(csv.DictReader(io.StringIO(as_csv(PAIR))))
+    assert [(row["exits_l0"], row["why"]) for row in rows] == [("4", ""), ("", "it did not end")]
+    data = as_json(PAIR)
+    assert data["rows"][0]["per_request"]["copied_by_hypervisor"] == 700
+    assert data["rows"][1]["why"] == "it did not end"
+
+
+@pytest.mark.parametrize("name", costs.shipped())
+def test_the_cost_files_that_ship_name_their_sources(name: str) -> None:
+    """issue 6, part 4: two cost files ship, with their sources."""
+    found = costs.load(name)
+    assert set(found.cycles) == set(costs.KEYS)
+    assert all(found.sources.values())
+    assert found.cycles["reflected-exit"] > found.cycles["exit"]
+
+
+def test_costs_price_what_was_counted() -> None:
+    """Cycles by count, microseconds by the clock."""
+    entry = {"cycles": 10, "source": "here"}
+    found = costs.parse("x.yaml", {"ghz": 2.0, **dict.fromkeys(costs.KEYS, entry)})
+    counted = figures(exits_l0=1, exits_l1=1, exits_l2=1, copied_by_hypervisor=1, copied_by_back_end=1, pages_mapped=1,
+                      pages_unmapped=1, interrupts=1, round_trips=1)  # fmt: skip
+    assert found.cycles_of(counted) == 90
+    assert found.microseconds_of(counted) == 0.045
+    assert len(costs.shipped()) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (5, "a map of costs"),
+        ({"ghz": 2, "exits": {}}, "'exits' is no cost"),
+        ({"ghz": 0}, "a clock of 0"),
+        ({"ghz": "fast"}, "'fast' is no number"),
+        ({"ghz": 2, "exit": 5}, "exit: write"),
+        ({"ghz": 2, "exit": {"cycles": -1, "source": "x"}}, "-1 is no number"),
+    ],
+)
+def test_a_cost_file_that_is_none(data: object, words: str) -> None:
+    """The message names the file, the key and the value."""
+    with pytest.raises(costs.CostError, match=words):
+        costs.parse("mine.yaml", data)
+
+
+def test_a_cost_file_that_is_not_there() -> None:
+    """It names those that ship."""
+    with pytest.raises(costs.CostError, match="x86-server"):
+        costs.load("nowhere.yaml")
+
+
+def test_the_chart_is_drawn_and_repeatable(tmp_path: Path) -> None:
+    """SVG and PNG; the same figures give the same SVG."""
+    pytest.importorskip("matplotlib")
+    for name in ("a.svg", "b.svg", "c.png"):
+        draw(PAIR, str(tmp_path / name), costs.load("x86-server"))
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+    with pytest.raises(ChartError, match=r"\.svg or \.png"):
+        draw(PAIR, str(tmp_path / "d.pdf"))

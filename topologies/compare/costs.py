@@ -1,0 +1,103 @@
+"""Cost files: what each counted thing costs on some machine, so that counts become a projected time.
+
+A projection, not a measurement: the counts are exact, the costs are somebody's published measurements of single
+operations, and caches and scheduling are in neither.  Two files ship, in `topologies/compare/costs`; each value names
+its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from topologies.compare.figures import Figures
+from topologies.diagnose import TopologyError
+from topologies.exitcodes import ExitCode
+from topologies.marks import plain
+from topologies.yaml12 import load_file
+
+SHIPPED: Final = Path(__file__).parent / "costs"
+
+
+class CostError(Exception):
+    """A cost file that is none; the message names the file, the key and the value."""
+
+    code = ExitCode.USAGE
+
+
+KEYS: Final = ("exit", "reflected-exit", "copy-byte", "map-page", "unmap-page", "interrupt", "round-trip")
+"""Cycles of: an exit to the outermost hypervisor and the entry after it; the same of each level further in, reflected;
+one byte copied; a page mapped; one unmapped, with its invalidation; an interrupt delivered; a wait for another domain
+to be scheduled and to answer.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A cost file: cycles by what is counted, and the clock in GHz that turns them into time."""
+
+    name: str
+    ghz: float
+    cycles: Mapping[str, float]
+    sources: Mapping[str, str]
+
+    def cycles_of(self, figures: Figures) -> float:
+        """Projected cycles of one request."""
+        parts: tuple[tuple[str, Fraction], ...] = (
+            ("exit", figures.exits_l0),
+            ("reflected-exit", figures.exits_l1 + figures.exits_l2),
+            ("copy-byte", figures.copied_by_hypervisor + figures.copied_by_back_end),
+            ("map-page", figures.pages_mapped),
+            ("unmap-page", figures.pages_unmapped),
+            ("interrupt", figures.interrupts),
+            ("round-trip", figures.round_trips),
+        )
+        return sum(self.cycles[key] * float(count) for key, count in parts)
+
+    def microseconds_of(self, figures: Figures) -> float:
+        """Projected time of one request."""
+        return self.cycles_of(figures) / self.ghz / 1000
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the cost files that come with Argosy."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+def load(name: str) -> Costs:
+    """The cost file of that name, or at that path.  Raises CostError."""
+    path = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name)
+    try:
+        root = load_file(str(path))
+    except TopologyError as error:
+        raise CostError(f"--costs: {error} (a file, or one of: {', '.join(shipped())})") from None
+    return parse(str(path), {} if root is None else plain(root))
+
+
+def parse(name: str, data: Any) -> Costs:
+    """Costs from the data of a file.  Raises CostError."""
+    if not isinstance(data, dict):
+        raise CostError(f"{name}: a map of costs is wanted, with ghz and {', '.join(KEYS)}")
+    for key in data:
+        if key not in ("ghz", *KEYS):
+            raise CostError(f"{name}: {key!r} is no cost [valid: ghz, {', '.join(KEYS)}]")
+    ghz = _number(name, "ghz", data.get("ghz"))
+    if not ghz:
+        raise CostError(f"{name}: ghz: a clock of 0")
+    cycles, sources = {}, {}
+    for key in KEYS:
+        entry = data.get(key)
+        if not isinstance(entry, dict) or set(entry) != {"cycles", "source"}:
+            raise CostError(f"{name}: {key}: write {{cycles: N, source: where it was published}}")
+        cycles[key] = _number(name, key, entry["cycles"])
+        sources[key] = str(entry["source"])
+    return Costs(Path(name).stem, ghz, cycles, sources)
+
+
+def _number(name: str, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise CostError(f"{name}: {key}: {value!r} is no number of cycles")
+    return float(value)
