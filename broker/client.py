@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import zmq
 
 from broker.fields import Record
-from broker.frames import MAX_PART, Buffer, Lane
+from broker.frames import LARGE, MAX_PART, Buffer, Lane, Parts
 from broker.keys import ClientCurve
 from broker.link import OnRecord
 from broker.member import Identity, Member, MemberState
@@ -40,8 +40,11 @@ therefore keeps its connection, as ZMTP's own heartbeats would not let it."""
 # Plain integers: operators of pyzmq's flags make objects.
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _MORE: Final = int(zmq.DONTWAIT) | int(zmq.SNDMORE)
+_EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _POLLOUT: Final = int(zmq.POLLOUT)
+WATCH_NS: Final = 100_000_000
+"""How often the transport is asked whether handshakes fail, while there is a session."""
 LOOK_S: Final = 0.1
 """A blocking helper looks at least so often whether a hello is to be repeated."""
 
@@ -59,18 +62,23 @@ class JoinTimeout(TimeoutError):
     """No broker answered in time."""
 
 
-def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes]:
+def content(frame: zmq.Frame) -> bytes | memoryview:
+    """What a part holds; a large one is not copied."""
+    return frame.buffer if len(frame) >= LARGE else frame.bytes
+
+
+def receive_parts(socket: zmq.Socket[bytes], most: int) -> list[bytes | memoryview]:
     """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is none."""
     frame = socket.recv(_DONTWAIT, copy=False)  # it knows whether more follows; asking the socket costs as much again
-    parts = [frame.bytes]
+    parts = [content(frame)]
     while frame.more:
         frame = socket.recv(_DONTWAIT, copy=False)
         if len(parts) < most:
-            parts.append(frame.bytes)
+            parts.append(content(frame))
     return parts
 
 
-def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
+def send_parts(socket: zmq.Socket[bytes], parts: Parts) -> None:
     """One whole message without waiting: `send_multipart` for parts that are bytes.  Raises what it does.
 
     ZeroMQ takes or refuses a message with its first part; those after it are not refused for lack of room.
@@ -78,7 +86,14 @@ def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
     send, last = socket.send, len(parts) - 1
     for part in parts[:last]:
         send(part, _MORE)
-    send(parts[last], _DONTWAIT)
+    end = parts[last]
+    send(end if type(end) is bytes else _uncopied(end), _DONTWAIT)
+
+
+def _uncopied(part: bytes | memoryview) -> Any:
+    """What was received as a part and is sent on as it is, without a copy; anything else as it is."""
+    frame: Any = part.obj if isinstance(part, memoryview) else None
+    return frame if isinstance(frame, zmq.Frame) and len(frame) == len(part) else part
 
 
 class ZmqLink:
@@ -107,6 +122,7 @@ class ZmqLink:
         self._pumping = False
         self._full = False  # the socket refused a frame of the last flush
         self._busy = True  # what the last look at EVENTS showed
+        self._watched_ns = 0
         self._beats = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -181,6 +197,21 @@ class ZmqLink:
         """One turn: at most 64 frames in, their callbacks, then out.  True: call again before sleeping."""
         if self._pumping or self._socket.closed:
             return False
+        now_ns = self._take()
+        self._send(now_ns)
+        return self._more()
+
+    def receive(self) -> bool:
+        """The first half of :meth:`pump`: what came is called out, and what that causes leaves with the next flush.
+        True: call again before sleeping.
+        """
+        if self._pumping or self._socket.closed:
+            return False
+        self._take()
+        return self._more()
+
+    def _take(self) -> int:
+        """At most 64 frames in, and their callbacks; when that began."""
         self._pumping = True
         try:
             now_ns = time.monotonic_ns()
@@ -189,12 +220,15 @@ class ZmqLink:
                     self.member.on_frame(receive_parts(self._socket, 4), now_ns)
                 except zmq.Again:
                     break
-            self._watch()
+                if not int(self._socket.getsockopt(_EVENTS)) & _POLLIN:  # an exception would cost more
+                    break
+            if now_ns - self._watched_ns >= WATCH_NS or not self.joined:
+                self._watched_ns = now_ns
+                self._watch()
             self.member.deliver()
-            self._send(now_ns)
         finally:
             self._pumping = False
-        return self._more()
+        return now_ns
 
     def _watch(self) -> None:
         """Give up when the transport will never let us in."""
@@ -209,11 +243,11 @@ class ZmqLink:
 
     def _more(self) -> bool:
         """Reading EVENTS arms the next edge; whatever it shows now will not be announced again."""
-        events = int(self._socket.getsockopt(zmq.EVENTS))
+        events = int(self._socket.getsockopt(_EVENTS))
         self._busy = bool(events & _POLLIN) or (self._full and bool(events & _POLLOUT))
         return self._busy
 
-    def _transmit(self, parts: Sequence[bytes]) -> SendResult:
+    def _transmit(self, parts: Parts) -> SendResult:
         try:
             send_parts(self._socket, parts)
         except zmq.Again:

@@ -62,7 +62,7 @@ KINDS: Final = (
     KindRow(EnvelopeKind.ENDPOINT_DIED, Use.ORDINARY),
     KindRow(EnvelopeKind.CANCEL, Use.ORDINARY),
 )
-_USES: Final = {int(row.kind): row.use for row in KINDS}
+USES: Final = {int(row.kind): row.use for row in KINDS}
 
 _VERSION: Final = FieldType("envelope version 1", int, VERSION, VERSION)
 _KIND: Final = FieldType("an envelope kind, 1 to 7", int, EnvelopeKind.SEND, EnvelopeKind.CANCEL)
@@ -113,7 +113,7 @@ class Envelope(NamedTuple):
     @property
     def use(self) -> Use:
         """Which credit this envelope takes."""
-        return _USES[self.kind]
+        return USES[self.kind]
 
 
 def _tightest(field: Field) -> str:
@@ -126,10 +126,9 @@ _CODES: Final = (("B", 0, 0xFF), ("i", -(1 << 31), (1 << 31) - 1), ("I", 0, 0xFF
 _INTEGERS: Final = [(at, field) for at, field in enumerate(FIELDS) if field.type.base is int]
 _RANGES: Final = struct.Struct("<" + "".join(_tightest(field) for _, field in _INTEGERS))
 _integers = operator.itemgetter(*(at for at, _ in _INTEGERS))
-_BOUNDS: Final = tuple(
-    (at, field.type.low, field.type.high) for at, field in _INTEGERS if field.type not in (U8, U32, U64, I32)
-)
-"""Of integers, those whose bounds are not the whole range of a struct code."""
+assert [field.name for _, field in _INTEGERS if field.type not in (U8, U32, U64, I32)] == [
+    "ver", "kind", "offset", "length",
+], "of integers, these have bounds that are not the whole range of a struct code"  # fmt: skip
 KIND_AT: Final = 1
 SOURCE_AT: Final = 5
 DESTINATION_AT: Final = 6
@@ -163,29 +162,36 @@ def _is_path(path: tuple[Any, ...]) -> bool:
     return True
 
 
-def _at_once(values: Sequence[Any]) -> Envelope | None:
-    """An envelope of right values by way of whole-record checks; None: look at each field for what is wrong."""
-    if tuple(map(type, values)) not in _SHAPES or len(values[LABEL_AT]) > LABEL.high:
+def at_once(values: Sequence[Any]) -> Envelope | None:
+    """An envelope of right values by way of whole-record checks; None: :func:`validate` says what is wrong."""
+    if tuple(map(type, values)) not in _SHAPES:
+        return None
+    ver, kind, _, _, _, source, destination, _, label, _, _, _, _, offset, length, _ = values
+    most = _EXTENT.high
+    if ver != VERSION or kind not in USES or len(label) > LABEL.high:
+        return None
+    if not (0 <= offset <= most and 0 <= length <= most):
         return None
     try:
         _RANGES.pack(*_integers(values))
     except struct.error:
         return None
-    for at, low, high in _BOUNDS:
-        if not low <= values[at] <= high:
-            return None
-    fields = list(values)
-    source = fields[SOURCE_AT] = tuple(fields[SOURCE_AT])
-    destination = fields[DESTINATION_AT] = tuple(fields[DESTINATION_AT])
+    source, destination = tuple(source), tuple(destination)
     try:
-        return Envelope._make(fields) if _is_path(source) and _is_path(destination) else None
+        if not ((source in _seen or _is_path(source)) and (destination in _seen or _is_path(destination))):
+            return None
     except TypeError:  # an array within a path cannot be looked up
         return None
+    if type(values) is Envelope and source is values[SOURCE_AT] and destination is values[DESTINATION_AT]:
+        return values
+    fields = list(values)
+    fields[SOURCE_AT], fields[DESTINATION_AT] = source, destination
+    return Envelope._make(fields)
 
 
 def validate(values: Sequence[Any]) -> Envelope:
     """Check an array that claims to be an envelope.  RecordError names the field that is not right."""
-    checked = _at_once(values)
+    checked = at_once(values)
     if checked is not None:
         return checked
     if len(values) != len(FIELDS):

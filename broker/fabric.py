@@ -8,12 +8,12 @@ in which members were connected; one seed therefore gives one history.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
 from broker.binding import Binding
 from broker.fields import Record
-from broker.frames import Buffer, Lane
+from broker.frames import Buffer, Lane, Parts
 from broker.impair import Impairment
 from broker.link import OnRecord
 from broker.member import Identity, Member
@@ -31,7 +31,7 @@ class FabricLink:
         self.routing_id = routing_id
         self.on_readable: Callable[[], None] = lambda: None
         self._fabric = fabric
-        self._inbox: deque[Sequence[bytes]] = deque()
+        self._inbox: deque[Parts] = deque()
         self._open = True
 
     @property
@@ -69,7 +69,7 @@ class FabricLink:
         self._open = False
         self._inbox.clear()
 
-    def receive(self, parts: Sequence[bytes]) -> SendResult:
+    def receive(self, parts: Parts) -> SendResult:
         """The fabric delivers a message."""
         if not self._open:
             return SendResult.UNREACHABLE
@@ -77,7 +77,7 @@ class FabricLink:
         self.on_readable()
         return SendResult.SENT
 
-    def _transmit(self, parts: Sequence[bytes]) -> SendResult:
+    def _transmit(self, parts: Parts) -> SendResult:
         self._fabric.submit(self.routing_id, parts)
         return SendResult.SENT
 
@@ -115,7 +115,7 @@ class MemoryFabric:
         self._release_ns = release_ns
         self._impairments: dict[tuple[str, str], Impairment] = {}
         self._links: dict[bytes, FabricLink] = {}
-        self._inbox: deque[tuple[bytes, Sequence[bytes]]] = deque()
+        self._inbox: deque[tuple[bytes, Parts]] = deque()
         self.core = self._new_core(epoch)
 
     def _new_core(self, epoch: int) -> RouterCore:
@@ -146,7 +146,7 @@ class MemoryFabric:
         self._links[routing_id] = link
         return link
 
-    def submit(self, routing_id: bytes, parts: Sequence[bytes]) -> None:
+    def submit(self, routing_id: bytes, parts: Parts) -> None:
         """A message for the router, routed by the next run."""
         self._inbox.append((routing_id, parts))
         self.on_readable()
@@ -182,7 +182,7 @@ class MemoryFabric:
 
     # ---- the core's sink ---------------------------------------------------------------------------------
 
-    def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+    def send(self, routing_id: bytes, parts: Parts) -> SendResult:
         """Deliver a frame of the core."""
         link = self._links.get(routing_id)
         return SendResult.UNREACHABLE if link is None else link.receive(parts)

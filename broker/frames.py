@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple
 from broker import codec
 
 Buffer = bytes | bytearray | memoryview
+Parts = Sequence[bytes | memoryview]
+"""A message: header, body, payload."""
 
 MAGIC: Final = 0x46475241  # "ARGF"
 MAJOR: Final = 1
@@ -36,6 +38,8 @@ MAX_FRAME: Final = 65536
 """Bytes of one frame's body, and what a sender coalesces of body and payload together."""
 MAX_PAYLOAD: Final = 1 << 24
 """Bytes of one frame's payload: the largest Argo ring bounds the largest Argo message."""
+LARGE: Final = 16384
+"""Bytes of a payload that are not copied where it can be helped; copying fewer costs less than avoiding it."""
 MAX_PART: Final = MAX_PAYLOAD + 4096
 """What a socket accepts as one message part; anything longer cannot be a frame."""
 SEQ_MASK: Final = 0xFFFFFFFF
@@ -97,6 +101,12 @@ _LANES: Final = {int(lane): lane for lane in Lane}
 _RECORDS: Final = _RULES[FrameKind.RECORDS]
 _REGULAR: Final = {(MAGIC, MAJOR, MINOR, int(FrameKind.RECORDS), int(lane)): LIMITS[lane] for lane in _RECORDS.lanes}
 """What headers of our version begin with when they carry records: most frames."""
+
+
+EXPRESS: Final = HEADER.pack(MAGIC, MAJOR, MINOR, FrameKind.RECORDS, Lane.REQUEST, 0, 0, 0, 0, 0, 0)[:8]
+"""What the header of a frame of envelopes begins with."""
+REST: Final = struct.Struct("<QIIHHI")
+"""The header behind those 8 bytes: epoch, seq, ack, count, flags, zero."""
 
 
 class Header(NamedTuple):
@@ -202,14 +212,14 @@ _ONE_RECORD: Final = codec.array_header(1)
 _NO_OFFSET: Final = codec.pack(0)
 
 
-def assemble(lane: Lane, epoch: int, seq: int, ack: int, packed: Sequence[Packed]) -> list[bytes]:
+def assemble(lane: Lane, epoch: int, seq: int, ack: int, packed: Sequence[Packed]) -> Parts:
     """A RECORDS frame of already encoded records; fills in each payload offset."""
     if len(packed) == 1:  # most often
         (only,) = packed
         whole = _ONE_RECORD + only.head if only.tail is None else _ONE_RECORD + only.head + _NO_OFFSET + only.tail
         header = HEADER.pack(MAGIC, MAJOR, MINOR, FrameKind.RECORDS, lane, epoch, seq, ack, 1, 0, 0)
         data = b"" if only.tail is None else only.payload
-        return [header, whole, whole_bytes(data)]
+        return [header, whole, data if type(data) is memoryview and len(data) >= LARGE else whole_bytes(data)]
     body = [codec.array_header(len(packed))]
     payload: list[Buffer] = []
     offset = 0
@@ -249,7 +259,7 @@ def _check_header(header: Header) -> tuple[KindRule, LaneLimits]:
     return rule, limits
 
 
-def parse_frame(parts: Sequence[bytes | memoryview]) -> Frame:
+def parse_frame(parts: Parts) -> Frame:
     """Check a received message and take it apart.  Raises FrameError, and nothing else, for whatever is wrong."""
     if len(parts) != 3:
         raise FrameError(Reason.PARTS, len(parts), 3)

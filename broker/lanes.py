@@ -11,11 +11,15 @@ overtake another.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Final
 
 from broker.envelope import Use
 from broker.frames import SEQ_MASK, LaneLimits
 from broker.refusals import Refusal, Violation
+
+_REQUEST: Final = Use.REQUEST  # looked up once: a member of an enumeration costs more than a global
+_RESULT: Final = Use.RESULT
 
 
 class LaneState:
@@ -81,9 +85,9 @@ class LaneState:
             self.owed -= 1
         return True
 
-    def sent(self, uses: Iterable[Use]) -> int:
+    def sent(self, uses: Sequence[Use]) -> int:
         """Number the records of one frame and charge them.  The number of the first.  ValueError without credit."""
-        charged = [use is not Use.RESULT for use in uses]
+        charged = [use is not _RESULT for use in uses]
         cost = sum(charged)
         if cost > self.credit:
             raise ValueError(f"{cost} records to send, credit for {self.credit}")
@@ -97,6 +101,8 @@ class LaneState:
         """The peer expects record `ack` next: how many records that newly acknowledges."""
         waiting = self._unacknowledged
         count = (ack - self.next_seq + len(waiting)) & SEQ_MASK
+        if not count:
+            return 0
         if count > len(waiting):
             raise Violation(
                 Refusal.BAD_ACK, f"acknowledged up to {ack}, sent up to {self.next_seq}, {len(waiting)} open"
@@ -113,24 +119,28 @@ class LaneState:
         code = Refusal.SEQ_GAP if ahead <= SEQ_MASK // 2 else Refusal.REPLAYED
         raise Violation(code, f"lane {self.limits.lane.name} expected record {self.expected}, got {seq}")
 
-    def received(self, uses: Iterable[Use]) -> None:
+    def received(self, uses: Sequence[Use]) -> None:
         """Account for the records of a frame in sequence.  Violation when the peer had no credit."""
-        expected, ordinary = self.expected, self.consumed_ordinary
-        outstanding, owed = self.outstanding, self.owed
-        for use in uses:
-            expected += 1
-            if use is Use.RESULT:
-                outstanding -= 1
-                if outstanding < 0:
-                    raise Violation(Refusal.UNASKED_RESULT, f"record {expected - 1} of {self.limits.lane.name}")
-                continue
-            ordinary += 1
-            owed += use is Use.REQUEST
-        if ordinary > self.limits.window or owed > self.limits.reserve:
-            detail = f"{ordinary} of {self.limits.window} records, {owed} of {self.limits.reserve} requests"
-            raise Violation(Refusal.OVERRUN, f"lane {self.limits.lane.name}: {detail}")
-        self.expected, self.consumed_ordinary = expected & SEQ_MASK, ordinary
+        if self.receive(uses):
+            return
+        results, requests = uses.count(_RESULT), uses.count(_REQUEST)
+        if results > self.outstanding:
+            first = [at for at, use in enumerate(uses) if use is _RESULT][self.outstanding]
+            raise Violation(Refusal.UNASKED_RESULT, f"record {self.expected + first} of {self.limits.lane.name}")
+        ordinary, owed = self.consumed_ordinary + len(uses) - results, self.owed + requests
+        detail = f"{ordinary} of {self.limits.window} records, {owed} of {self.limits.reserve} requests"
+        raise Violation(Refusal.OVERRUN, f"lane {self.limits.lane.name}: {detail}")
+
+    def receive(self, uses: Sequence[Use]) -> bool:
+        """The same, without a word about what is wrong: False, and nothing has changed."""
+        results = uses.count(_RESULT)
+        outstanding, owed = self.outstanding - results, self.owed + uses.count(_REQUEST)
+        ordinary = self.consumed_ordinary + len(uses) - results
+        if outstanding < 0 or ordinary > self.limits.window or owed > self.limits.reserve:
+            return False
+        self.expected, self.consumed_ordinary = (self.expected + len(uses)) & SEQ_MASK, ordinary
         self.outstanding, self.owed = outstanding, owed
+        return True
 
     def reopened(self) -> None:
         """A result that was received answered nothing: the request whose room it took still waits for its own."""

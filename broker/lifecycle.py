@@ -97,6 +97,10 @@ TRANSITIONS: Final = (
     Transition(_L, Stimulus.GONE, _E),
 )
 NEXT: Final = {(row.state, row.stimulus): row.result for row in TRANSITIONS}
+SILENT: Final = frozenset(
+    row.state for row in TRANSITIONS if row.stimulus is Stimulus.HEARD and row.result is not row.state
+)
+"""States that end when the node is heard."""
 
 
 class Node:

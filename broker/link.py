@@ -8,11 +8,11 @@ is the bare pair, two ends without a router, that carries the same frames in mem
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from broker.fields import Record
-from broker.frames import Buffer, Lane, parse_frame
+from broker.frames import Buffer, Lane, Parts, parse_frame
 from broker.lanes import LaneState
 from broker.records import Direction, encode
 from broker.session import SendResult, Session
@@ -63,7 +63,7 @@ class MemoryLink:
         self.on_readable: Callable[[], None] = lambda: None
         self.session = session
         self._outgoing = outgoing
-        self._inbox: deque[list[bytes]] = deque()
+        self._inbox: deque[Parts] = deque()
         self._peer: MemoryLink | None = None
 
     @staticmethod
@@ -104,7 +104,7 @@ class MemoryLink:
             self._peer._peer = None
             self._peer = None
 
-    def _transmit(self, parts: Sequence[bytes]) -> SendResult:
+    def _transmit(self, parts: Parts) -> SendResult:
         if self._peer is None:
             return SendResult.UNREACHABLE
         self._peer._inbox.append(list(parts))

@@ -12,15 +12,24 @@ that was stopped for a while, is not taken for the last one's.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 from typing import Final, NamedTuple
 
 from broker import frames
 from broker.fields import Record, RecordError
-from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane
-from broker.records import Direction, Incoming, Outgoing, PayloadReader, Rejoin, decode, encode
+from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Parts
+from broker.records import (
+    Direction,
+    Incoming,
+    Outgoing,
+    PayloadReader,
+    Rejoin,
+    decode,
+    encode,
+    encode_envelope,
+)
 from broker.refusals import ENDS, Ends, Refusal, Violation
 from broker.session import Send, SendResult, Session
 
@@ -129,11 +138,14 @@ class Member:
         records and events wait; a declaration (ready, subscribe) is repeated in every session; a heartbeat
         never waits, and an envelope only within a session, whose reservations it needs.
         """
-        outgoing = encode(Direction.TO_BROKER, lane, record, payload)
         joined = self.state is MemberState.JOINED
-        if lane is Lane.REQUEST and not joined:
+        if lane is Lane.REQUEST:
+            envelope = encode_envelope(record, payload)
+            if joined and self._session.offer(lane, envelope):
+                return True
             self.counters["dropped"] += 1
             return False
+        outgoing = encode(Direction.TO_BROKER, lane, record, payload)
         if outgoing.rejoin is Rejoin.STANDING:
             self._standing[record[0]] = outgoing
             if not joined:
@@ -192,8 +204,14 @@ class Member:
         record = ["hello", frames.MAJOR, frames.MINOR, kind, name, token, pid, self.epoch]
         return frames.pack_frame(FrameKind.HANDSHAKE, Lane.CONTROL, 0, self._attempt, 0, [record])
 
-    def on_frame(self, parts: Sequence[bytes | memoryview], now_ns: int) -> None:
+    def on_frame(self, parts: Parts, now_ns: int) -> None:
         """Take a message from the broker.  Its records are called out by :meth:`deliver`."""
+        taken = self._session.take(parts) if self.state is MemberState.JOINED else None
+        if taken is not None:
+            self.heard_ns = now_ns
+            for envelope, _, payload in taken:
+                self._inbox.append(partial(self.on_record, Lane.REQUEST, envelope, payload))
+            return
         try:
             frame = frames.parse_frame(parts)
         except FrameError as error:

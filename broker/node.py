@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from typing import Final
@@ -23,6 +24,7 @@ def main(config: BrokerConfig) -> int:
         return EXIT_ENDPOINT
     signal.signal(signal.SIGTERM, lambda _signum, _frame: server.stop())
     print(f"broker: lab {config.lab} epoch {config.epoch} at {' '.join(server.endpoints)}", file=sys.stderr, flush=True)
+    gc.freeze()  # what is there now stays: nobody need look through it again
     try:
         server.serve()
     finally:

@@ -36,7 +36,7 @@ from broker.fields import (
     RecordError,
     check_fields,
 )
-from broker.frames import LIMITS, MAX_FRAME, Buffer, Frame, Lane, Packed
+from broker.frames import LIMITS, MAX_FRAME, MAX_PAYLOAD, Buffer, Frame, Lane, Packed
 
 
 class Direction(IntEnum):
@@ -116,6 +116,7 @@ class Outgoing(NamedTuple):
 
 
 _NO_PAYLOAD: Final = memoryview(b"")
+_SHORT: Final = MAX_FRAME // 2
 
 
 def lookup(direction: Direction, lane: Lane, record: Record) -> Row:
@@ -146,7 +147,7 @@ def encode(direction: Direction, lane: Lane, record: Record, payload: Buffer = b
     """Check and encode a record for sending.  RecordError when it, or its size, is not allowed there."""
     try:
         if lane is Lane.REQUEST:
-            return _encode_envelope(record, payload)
+            return encode_envelope(record, payload)
         row = lookup(direction, lane, record)
         if len(payload) > (LIMITS[lane].max_payload if row.payload else 0):
             raise RecordError(row.name, "payload", len(payload), f"at most {LIMITS[lane].max_payload} bytes here")
@@ -161,12 +162,16 @@ def encode(direction: Direction, lane: Lane, record: Record, payload: Buffer = b
         raise RecordError(codec.show(record[0]), "record", record, f"encodable ({error})") from None
 
 
-def _encode_envelope(record: Record, payload: Buffer) -> Outgoing:
+def encode_envelope(record: Record, payload: Buffer, hops_left: int | None = None) -> Outgoing:
+    """Check and encode an envelope, with other hops if any.  RecordError when it, or its size, is not allowed."""
     checked = envelope.validate(record)
-    if len(payload) > LIMITS[Lane.REQUEST].max_payload:
-        raise RecordError("envelope", "payload", len(payload), f"at most {LIMITS[Lane.REQUEST].max_payload} bytes")
-    head, tail = envelope.pack(checked, len(payload))
-    return Outgoing(_bounded("envelope", Packed(head, tail, payload)), checked.use, Rejoin.DROP)
+    if len(payload) > MAX_PAYLOAD:
+        raise RecordError("envelope", "payload", len(payload), f"at most {MAX_PAYLOAD} bytes")
+    head, tail = envelope.pack(checked, len(payload), hops_left)
+    packed = Packed(head, tail, payload)
+    if len(head) > _SHORT:
+        _bounded("envelope", packed)
+    return Outgoing(packed, envelope.USES[checked[envelope.KIND_AT]], Rejoin.DROP)
 
 
 def _bounded(name: str, packed: Packed) -> Packed:
@@ -182,9 +187,9 @@ class PayloadReader:
     So no byte is referred to twice, and what a frame makes its receiver handle is what was sent.
     """
 
-    def __init__(self, payload: memoryview) -> None:
+    def __init__(self, payload: memoryview, at: int = 0) -> None:
         self._payload = payload
-        self._at = 0
+        self._at = at
 
     def take(self, name: str, offset: int, length: int) -> memoryview:
         """The next `length` bytes, which must start at `offset`."""
@@ -214,6 +219,23 @@ def decode(direction: Direction, lane: Lane, record: list[Any], reader: PayloadR
         record = record[:-2]
     _check(row, record[1:])
     return Incoming(row, record, payload)
+
+
+def decode_envelopes(frame: Frame) -> list[Incoming]:
+    """All records of a frame of the request lane.  RecordError for the first that is not right."""
+    payload = frame.payload
+    good: list[Incoming] = []
+    at = 0
+    for record in frame.records:
+        checked = envelope.validate(record)
+        end = at + checked.length
+        if checked.offset != at or end > len(payload):
+            PayloadReader(payload, at).take("envelope", checked.offset, checked.length)  # says what is wrong
+        good.append(Incoming(None, checked, payload[at:end]))
+        at = end
+    if at != len(payload):
+        raise RecordError("frame", "payload", len(payload), f"{at} bytes, what its records refer to")
+    return good
 
 
 def decode_frame(direction: Direction, frame: Frame) -> tuple[list[Incoming], list[RecordError]]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker import codec, frames, lifecycle
 from broker.binding import Binding
-from broker.envelope import Envelope
+from broker.envelope import Envelope, Use
 from broker.fields import Record, RecordError
-from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Reason
+from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Parts, Reason
 from broker.handlers import HANDLERS
 from broker.impair import Impairment
 from broker.lifecycle import SHOWN, Node, State, Stimulus
@@ -45,7 +45,7 @@ agent does."""
 class Sink(Protocol):
     """Where the core writes its effects."""
 
-    def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+    def send(self, routing_id: bytes, parts: Parts) -> SendResult:
         """Hand a frame to the transport; never blocks."""
         ...
 
@@ -88,11 +88,15 @@ class RouterCore:
 
     # ---- what the owner calls ----------------------------------------------------------------------------
 
-    def on_frame(self, routing_id: bytes, parts: Sequence[bytes | memoryview], now_ns: int, host: str = "") -> None:
+    def on_frame(self, routing_id: bytes, parts: Parts, now_ns: int, host: str = "") -> None:
         """A message arrived over the connection `routing_id`, which is from `host`; "": the transport does not know."""
         self.counters["frames_in"] += 1
         self.switch.now_ns = now_ns
         node = self._peers.get(routing_id)
+        taken = None if node is None else node.session.take(parts)
+        if node is not None and taken is not None:
+            self._on_envelopes(node, taken, now_ns)
+            return
         try:
             frame = frames.parse_frame(parts)
         except FrameError as error:
@@ -140,7 +144,9 @@ class RouterCore:
             ready, self._dirty = self._dirty, {}
             for name, node in ready.items():
                 wanted = node.live and (node.session.unsent or node.missed or self.switch.waits(node))
-                result = self.flush_node(node) if wanted else SendResult.SENT
+                if not wanted:
+                    continue
+                result = self.flush_node(node)
                 if result is SendResult.AGAIN:
                     self.counters["again"] += 1
                     blocked[name] = node
@@ -184,7 +190,7 @@ class RouterCore:
             self.say(node, ["event", BROKER, "missed", missed])
         return result
 
-    def _send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+    def _send(self, routing_id: bytes, parts: Parts) -> SendResult:
         self.counters["frames_out"] += 1
         return self._sink.send(routing_id, parts)
 
@@ -221,10 +227,7 @@ class RouterCore:
                 self._refuse(node.routing_id, violation.code, violation.detail)
                 self._cut(node, str(violation))
             return
-        node.heard_ns = now_ns
-        if lifecycle.NEXT.get((node.state, Stimulus.HEARD), node.state) is not node.state:
-            self.move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
-        self._dirty[node.name] = node
+        self._heard(node, now_ns)
         for error in bad:
             self.report(node, Refusal.MALFORMED_RECORD, str(error))
         for item in good:
@@ -232,10 +235,25 @@ class RouterCore:
                 return
             self._dispatch(node, frame.lane, item)
 
+    def _on_envelopes(self, node: Node, taken: Sequence[tuple[Envelope, Use, Buffer]], now_ns: int) -> None:
+        """The envelopes of a frame as most are."""
+        self._heard(node, now_ns)
+        for envelope, use, payload in taken:
+            if not node.live:
+                return
+            self.counters["records_in"] += 1
+            self.switch.on_envelope(node, envelope, use, payload)
+
+    def _heard(self, node: Node, now_ns: int) -> None:
+        node.heard_ns = now_ns
+        if node.state in lifecycle.SILENT:
+            self.move(node, Stimulus.HEARD, f"pid {node.pid}, heard again")
+        self._dirty[node.name] = node
+
     def _dispatch(self, node: Node, lane: Lane, item: Incoming) -> None:
         self.counters["records_in"] += 1
         if isinstance(item.record, Envelope):
-            self.switch.on_envelope(node, item.record, item.payload)
+            self.switch.on_envelope(node, item.record, item.record.use, item.payload)
             return
         row = item.row
         if row is None or (row.senders and node.kind not in row.senders):

@@ -32,9 +32,9 @@ import zmq
 
 from broker import zap
 from broker.binding import Binding
-from broker.client import KEEPALIVE, send_parts
+from broker.client import KEEPALIVE, content, send_parts
 from broker.config import BrokerConfig
-from broker.frames import MAX_PART
+from broker.frames import MAX_PART, Parts
 from broker.keys import ServerCurve
 from broker.operations import RELEASE_NS
 from broker.router import RouterCore
@@ -61,6 +61,7 @@ MAX_HOSTS: Final = 4096
 """Connections whose host is remembered before those that nobody joined over are forgotten."""
 _SAME_HOST: Final = re.compile(r"(localhost)?(:\d+){3}")  # what ZeroMQ shows of an AF_UNIX peer: user, group, process
 _DONTWAIT: Final = int(zmq.DONTWAIT)  # operators of pyzmq's flags make objects
+_EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 LOG_FIRST: Final = 20
 LOG_EVERY: Final = 1000
@@ -107,7 +108,7 @@ def _property(frame: zmq.Frame, name: str) -> str:
 
 def receive_parts(
     router: zmq.Socket[bytes], most: int, known: Container[bytes], meet: Callable[[bytes, zmq.Frame], None]
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     """One whole message without waiting, at most `most` parts of it kept.  Raises zmq.Again when there is none.
 
     `meet` sees the first part of a message over a connection that is not `known`: with it come the connection's
@@ -115,15 +116,16 @@ def receive_parts(
     """
     receive = router.recv
     frame = receive(_DONTWAIT, copy=False)  # it knows whether more follows; asking the socket costs as much again
-    parts = [frame.bytes]
-    new = parts[0] not in known
+    routing_id = frame.bytes
+    new = routing_id not in known
+    parts: list[bytes | memoryview] = [routing_id]
     while frame.more:
         frame = receive(_DONTWAIT, copy=False)
         if new:
-            meet(parts[0], frame)
+            meet(routing_id, frame)
             new = False
         if len(parts) < most:
-            parts.append(frame.bytes)
+            parts.append(content(frame))
     return parts
 
 
@@ -259,7 +261,7 @@ class Server:
                 self.core.shutdown()
             self.core.flush()
             # ZMQ_FD is edge-triggered: what came while we received and sent is seen here or never.
-            busy = bool(int(self._router.getsockopt(zmq.EVENTS)) & _POLLIN)
+            busy = self._readable()
             if self.core.stopping and leave_ns is None:
                 leave_ns = now_ns + FAREWELL_NS
 
@@ -292,15 +294,21 @@ class Server:
             if size > TURN_BYTES:
                 return
             try:
-                routing_id, *parts = receive_parts(self._router, MAX_PARTS, self._hosts, self._remember)
+                first, *parts = receive_parts(self._router, MAX_PARTS, self._hosts, self._remember)
             except zmq.Again:
                 return
+            routing_id = bytes(first)
             size += sum(map(len, parts))
             try:
                 self.core.on_frame(routing_id, parts, now_ns, self._hosts.get(routing_id, ""))
             except Exception:  # a mistake of ours: one message is lost, the lab goes on
                 self.core.counters["internal_errors"] += 1
                 self._log(traceback.format_exc())
+            if not self._readable():  # an exception would cost more
+                return
+
+    def _readable(self) -> bool:
+        return bool(int(self._router.getsockopt(_EVENTS)) & _POLLIN)
 
     def _remember(self, routing_id: bytes, frame: zmq.Frame) -> None:
         if len(self._hosts) >= MAX_HOSTS:
@@ -329,7 +337,7 @@ class Server:
 
     # ---- the core's sink ---------------------------------------------------------------------------------
 
-    def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+    def send(self, routing_id: bytes, parts: Parts) -> SendResult:
         """Hand a frame to the socket."""
         try:
             send_parts(self._router, [routing_id, *parts])

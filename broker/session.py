@@ -13,12 +13,25 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Final
 
-from broker import frames
-from broker.envelope import Envelope, Use
+from broker import codec, frames
+from broker.envelope import KIND_AT, USES, Envelope, Use, at_once
 from broker.fields import RecordError
-from broker.frames import MAX_FRAME, MAX_RECORDS, Frame, FrameKind, Lane, LaneLimits
+from broker.frames import (
+    EXPRESS,
+    HEADER,
+    MAX_FRAME,
+    MAX_PAYLOAD,
+    MAX_RECORDS,
+    REST,
+    SEQ_MASK,
+    Frame,
+    FrameKind,
+    Lane,
+    LaneLimits,
+    Parts,
+)
 from broker.lanes import LaneState
-from broker.records import Direction, Incoming, Outgoing, Rejoin, decode_frame
+from broker.records import Direction, Incoming, Outgoing, Rejoin, decode_envelopes, decode_frame
 from broker.refusals import Refusal, Violation
 
 
@@ -30,8 +43,11 @@ class SendResult(IntEnum):
     UNREACHABLE = 3  # the peer is not there
 
 
-Send = Callable[[Sequence[bytes]], SendResult]
+Send = Callable[[Parts], SendResult]
 
+_ORDINARY: Final = Use.ORDINARY  # looked up once: a member of an enumeration costs more than a global
+_RESULT: Final = Use.RESULT
+_SENT: Final = SendResult.SENT
 _EMPTY_BODY: Final = b"\x90"
 # What a node says last is ["exit", ...] on the control lane: what the other lanes hold leaves before it.
 _FLUSH_ORDER: Final = (Lane.EVENT, Lane.REQUEST, Lane.CONTROL)
@@ -50,10 +66,6 @@ class _LaneEnd:
         self.unacknowledging = False  # an acknowledgement did not leave
         self.dropped = 0
 
-    def full(self, size: int) -> bool:
-        limits = self.state.limits
-        return len(self.queue) >= limits.queue_records or self.queued_bytes + size > limits.queue_bytes
-
     def batch(self) -> list[Outgoing]:
         """What the next frame takes from the front of the queue, which credit and size limits allow."""
         credit = self.state.credit
@@ -62,7 +74,7 @@ class _LaneEnd:
         size = 0
         taken: list[Outgoing] = []
         for record in self.queue:
-            cost = record.use is not Use.RESULT
+            cost = record.use is not _RESULT
             size += record.packed.size
             if cost > credit or len(taken) == MAX_RECORDS or (taken and size > MAX_FRAME - 3):
                 break
@@ -73,10 +85,11 @@ class _LaneEnd:
     def commit(self, batch: Sequence[Outgoing]) -> int:
         """Move `batch` from the queue into flight; the number of its first record."""
         seq = self.state.sent([record.use for record in batch])
+        take, keep = self.queue.popleft, self.sent.append
         for record in batch:
-            self.queue.popleft()
+            take()
             self.queued_bytes -= record.packed.size
-            self.sent.append(record if record.rejoin is Rejoin.RESEND else None)
+            keep(record if record.rejoin is Rejoin.RESEND else None)
         return seq
 
     def ack_value(self) -> int:
@@ -94,7 +107,9 @@ class Session:
         self._limits = limits
         by_lane = {row.lane: row for row in limits}
         self._lanes = {lane: _LaneEnd(by_lane[lane]) for lane in _FLUSH_ORDER}
-        self._held: list[bytes] | None = None
+        self._requests = self._lanes[Lane.REQUEST]
+        self._held: Parts | None = None
+        self._work = False  # a flush has something to try
 
     def lane(self, lane: Lane) -> LaneState:
         """The numbers of one lane, for reading."""
@@ -120,11 +135,14 @@ class Session:
     def offer(self, lane: Lane, record: Outgoing) -> bool:
         """Queue a record.  False, and counted: the queue is full, or there is no reservation for its use."""
         end = self._lanes[lane]
-        if end.full(record.packed.size) or not end.state.reserve(record.use):
+        size, limits = record.packed.size, end.state.limits
+        full = len(end.queue) >= limits.queue_records or end.queued_bytes + size > limits.queue_bytes
+        if full or (record.use is not _ORDINARY and not end.state.reserve(record.use)):
             end.dropped += 1
             return False
         end.queue.append(record)
-        end.queued_bytes += record.packed.size
+        end.queued_bytes += size
+        self._work = True
         return True
 
     def accept(self, frame: Frame) -> tuple[list[Incoming], list[RecordError]]:
@@ -136,21 +154,74 @@ class Session:
         if frame.epoch != self.epoch:
             raise Violation(Refusal.STALE_EPOCH, f"epoch {frame.epoch}, here it is {self.epoch}")
         end = self._lanes[frame.lane]
-        end.state.check_seq(frame.seq)
-        for _ in range(end.state.acknowledged(frame.ack)):
-            end.sent.popleft()
+        state, sent = end.state, end.sent
+        if frame.seq != state.expected:
+            state.check_seq(frame.seq)
+        for _ in range(state.acknowledged(frame.ack)):
+            sent.popleft()
         self.frames_in += 1
         if frame.kind is FrameKind.ACK:
             return [], []
-        good, bad = decode_frame(self.incoming, frame)
+        bad: list[RecordError] = []
         if frame.lane is Lane.REQUEST:
-            if bad:  # what an unreadable envelope would have reserved is unknown, so the accounts cannot go on
-                raise Violation(Refusal.MALFORMED_FRAME, str(bad[0]))
-            end.state.received([item.record.use for item in good if isinstance(item.record, Envelope)])
+            try:
+                good = decode_envelopes(frame)
+            except RecordError as error:  # what it would have reserved is unknown, so the accounts cannot go on
+                raise Violation(Refusal.MALFORMED_FRAME, str(error)) from None
+            state.received([USES[item.record[KIND_AT]] for item in good])
         else:
-            end.state.received([Use.ORDINARY] * len(frame.records))
+            good, bad = decode_frame(self.incoming, frame)
+            state.received([Use.ORDINARY] * len(frame.records))
         self.records_in += len(frame.records)
+        if state.ack_due:
+            self._work = True
         return good, bad
+
+    def take(self, parts: Parts) -> list[tuple[Envelope, Use, memoryview]] | None:
+        """The envelopes of a frame that is as most are: in our version and epoch, in sequence, with credit, all right.
+
+        None: it is anything else.  Then nothing has changed, and :func:`broker.frames.parse_frame` and :meth:`accept`
+        judge it: this does what they do for such a frame, in one look.
+        """
+        if len(parts) != 3:
+            return None
+        head, body, payload = parts
+        if len(head) != HEADER.size or head[:8] != EXPRESS or len(body) > MAX_FRAME or len(payload) > MAX_PAYLOAD:
+            return None
+        epoch, seq, ack, count, flags, zero = REST.unpack_from(head, 8)
+        end = self._requests
+        state = end.state
+        if seq != state.expected or epoch != self.epoch or flags or zero or not 0 < count <= MAX_RECORDS:
+            return None
+        in_flight = state.in_flight
+        acknowledged = (ack - state.next_seq + in_flight) & SEQ_MASK
+        if acknowledged > in_flight:
+            return None
+        try:
+            records = codec.unpack_array(body)
+        except codec.CodecError:
+            return None
+        if len(records) != count:
+            return None
+        size, at, view = len(payload), 0, memoryview(payload)
+        taken: list[tuple[Envelope, Use, memoryview]] = []
+        for record in records:
+            checked = at_once(record) if type(record) is list else None
+            if checked is None or checked.offset != at:
+                return None
+            begin, at = at, at + checked.length
+            taken.append((checked, USES[checked.kind], view[begin:at]))
+        if at != size or not state.receive([use for _, use, _ in taken]):
+            return None
+        if acknowledged:
+            state.acknowledged(ack)
+            for _ in range(acknowledged):
+                end.sent.popleft()
+        self.frames_in += 1
+        self.records_in += count
+        if state.ack_due:
+            self._work = True
+        return taken
 
     def flush(self, send: Send) -> SendResult:
         """Give `send` every frame that credit allows, then acknowledgements that are due and had no frame to
@@ -161,23 +232,22 @@ class Session:
         if self._held is not None:
             result = send(self._held)
             if result is not SendResult.SENT:
+                self._work = True
                 return result
             self._held = None
+        waiting = False
         for lane, end in self._lanes.items():
-            while end.queue and (batch := end.batch()):
+            queue = end.queue
+            while queue and (batch := end.batch()):
                 seq = end.commit(batch)
-                packed = [record.packed for record in batch]
-                parts = frames.assemble(lane, self.epoch, seq, end.ack_value(), packed)
+                parts = frames.assemble(lane, self.epoch, seq, end.ack_value(), [record.packed for record in batch])
                 self.frames_out += 1
                 self.records_out += len(batch)
                 result = send(parts)
-                if result is not SendResult.SENT:
+                if result is not _SENT:
                     self._held = parts
                     return result
-        return self._acknowledge(send)
-
-    def _acknowledge(self, send: Send) -> SendResult:
-        for lane, end in self._lanes.items():
+            waiting = waiting or bool(queue)
             state = end.state
             if end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
                 result = send(self._ack_frame(lane))
@@ -185,24 +255,20 @@ class Session:
                     end.unacknowledging = True
                     return result
                 self.frames_out += 1
-        return SendResult.SENT
+        self._work = waiting
+        return _SENT
 
     @property
     def unsent(self) -> bool:
         """Whether a flush has something to try."""
-        if self._held is not None:
-            return True
-        for end in self._lanes.values():
-            state = end.state
-            if end.queue or end.unacknowledging or (state.expected != state.acknowledged_to and state.ack_due):
-                return True
-        return False
+        return self._work
 
     def probe(self, send: Send) -> SendResult:
         """Send something harmless, to learn whether the transport still reaches the peer."""
         if self._held is None:
             result = send(self._ack_frame(Lane.CONTROL))
-            self._lanes[Lane.CONTROL].unacknowledging |= result is not SendResult.SENT
+            if result is not SendResult.SENT:
+                self._lanes[Lane.CONTROL].unacknowledging = self._work = True
             return result
         result = send(self._held)
         if result is SendResult.SENT:

@@ -21,7 +21,7 @@ from broker import codec
 from broker import envelope as envelopes
 from broker.binding import Binding, Judge, Verdict
 from broker.envelope import Envelope, EnvelopeKind, Use, result_of
-from broker.frames import MAX_FRAME, Buffer, Lane, Packed
+from broker.frames import MAX_FRAME, MAX_RECORDS, Buffer, Lane, Packed
 from broker.hub import Hub
 from broker.impair import Impairment, Lines
 from broker.lifecycle import Node, State
@@ -44,12 +44,20 @@ MAX_RESULT: Final = MAX_FRAME
 MAX_HELD: Final = 1 << 26
 """Bytes of one source that may wait here; a larger request than a frame's worth is then answered -EAGAIN."""
 _NO_PAYLOAD: Final = b""
+_REQUEST: Final = Use.REQUEST  # looked up once: a member of an enumeration costs more than a global
+_RESULT: Final = Use.RESULT
 
 
 def _first(envelope: Envelope) -> str:
     """The hypervisor below the fabric that an envelope is for; "" for none."""
     step = envelope.dst[0] if envelope.dst else ""
     return step if isinstance(step, str) else ""
+
+
+def _outgoing(envelope: Envelope, payload: Buffer, use: Use) -> Outgoing:
+    """An envelope on its way out, one hop on; a result has no hops to spend."""
+    head, tail = envelopes.pack(envelope, len(payload), None if use is _RESULT else envelope.hops_left - 1)
+    return Outgoing(Packed(head, tail, payload), use, Rejoin.DROP)
 
 
 class Switch:
@@ -69,32 +77,34 @@ class Switch:
 
     # ---- what arrives ------------------------------------------------------------------------------------
 
-    def on_envelope(self, node: Node, envelope: Envelope, payload: Buffer) -> None:
-        """An envelope of `node`, well formed.  Nothing is believed of it yet."""
+    def on_envelope(self, node: Node, envelope: Envelope, use: Use, payload: Buffer) -> None:
+        """An envelope of `node`, well formed, with the credit that it takes.  Nothing is believed of it yet."""
         self._hub.counters["envelopes"] += 1
-        verdict = self._judge(node, envelope, payload)
+        verdict = self._judge(node, envelope, use, payload)
         if verdict is not None:
             self._hub.report(node, *verdict)
-            if envelope.use is Use.RESULT:
+            if use is _RESULT:
                 node.session.lane(Lane.REQUEST).reopened()
-            elif envelope.use is Use.REQUEST:
+            elif use is _REQUEST:
                 self._answer(node, envelope, Errno.ECONNREFUSED)
             return
-        if envelope.use is Use.RESULT:
+        if use is _RESULT:
             self._on_result(node, envelope, payload)
-        elif envelope.use is Use.REQUEST:
+        elif use is _REQUEST:
             self._on_request(node, envelope, payload)
         else:
             self._on_signal(node, envelope, payload)
 
-    def _judge(self, node: Node, envelope: Envelope, payload: Buffer) -> Verdict | None:
-        if not self.joined(node):
+    def _judge(self, node: Node, envelope: Envelope, use: Use, payload: Buffer) -> Verdict | None:
+        if not self.judge.joined_by_fabric(node.name, node.kind):
             return Refusal.NOT_ALLOWED, f"an envelope from {node.kind} {node.name!r}, which the fabric does not join"
         verdict = self.judge.envelope(node.name, envelope)
         if verdict is not None:
             return verdict
-        most = MAX_SIGNAL if envelope.use is Use.ORDINARY else MAX_RESULT
-        if envelope.use is Use.REQUEST or len(payload) <= most:
+        if use is _REQUEST:
+            return None
+        most = MAX_RESULT if use is _RESULT else MAX_SIGNAL
+        if len(payload) <= most:
             return None
         kind = EnvelopeKind(envelope.kind).name
         return Refusal.MALFORMED_RECORD, f"{len(payload)} bytes of payload in a {kind}, at most {most}"
@@ -112,6 +122,11 @@ class Switch:
         target = self._target(node, name)
         if target is None or request.hops_left == 0:
             self._cannot_go(node, request, operation)
+            return
+        if operation is None and self.lines.idle and self._at_once(target, request, payload):
+            operation = self.operations.begin(key, request)
+            operation.waiters = operation.inside = 1
+            operation.handed = True
             return
         handed = operation is not None and operation.handed
         held_bytes = self._held_bytes[node.name] + len(payload)
@@ -155,8 +170,13 @@ class Switch:
             self.operations.settle(operation, self.now_ns)
             return
         if self.judge.bound:
-            result = result._replace(label=self.judge.label(result.src_path) or "")
-        self._send(node.name, asker, result, payload, operation)
+            label = self.judge.label(result.src_path) or ""
+            if label != result.label:
+                result = result._replace(label=label)
+        if self.lines.idle:
+            self._deliver(asker, _outgoing(result, payload, _RESULT), operation)
+        else:
+            self._send(node.name, asker, result, payload, operation)
 
     def _on_signal(self, node: Node, signal: Envelope, payload: Buffer) -> None:
         name = _first(signal)
@@ -181,13 +201,35 @@ class Switch:
 
     # ---- on the way --------------------------------------------------------------------------------------
 
+    def _at_once(self, target: Node, request: Envelope, payload: Buffer) -> bool:
+        """Hand a request to its destination's session, if nothing waits for that and there is room of every kind.
+
+        What waits takes turns by its source; so no more is handed over like this than leaves in one frame.
+        """
+        outbox, session = self._outboxes.get(target.name), target.session
+        if (outbox is not None and outbox.waits) or session.queued(Lane.REQUEST) >= MAX_RECORDS:
+            return False
+        if session.credit(Lane.REQUEST) <= 0:
+            return False
+        if not session.offer(Lane.REQUEST, _outgoing(request, payload, _REQUEST)):
+            return False
+        self._hub.touch(target)
+        return True
+
+    def _deliver(self, target: Node, outgoing: Outgoing, operation: Operation) -> None:
+        """A result has arrived: as often as it was asked for."""
+        waiters, operation.waiters = operation.waiters, 0
+        for _ in range(waiters):
+            target.session.offer(Lane.REQUEST, outgoing)
+        self.operations.settle(operation, self.now_ns)
+        self._hub.touch(target)
+
     def _send(
         self, source: str, target: Node, envelope: Envelope, payload: Buffer, operation: Operation | None
     ) -> None:
         """Encode, and let it arrive now or when its link says."""
         use = envelope.use
-        head, tail = envelopes.pack(envelope, len(payload), envelope.hops_left - (use is not Use.RESULT))
-        held = Held(Outgoing(Packed(head, tail, payload), use, Rejoin.DROP), operation, mark_of(envelope))
+        held = Held(_outgoing(envelope, payload, use), operation, mark_of(envelope))
         pair = (source, target.name)
         at_once = self.lines.idle or self.lines.clear(pair)
         copies = 1
@@ -205,10 +247,7 @@ class Switch:
         operation = held.operation
         if held.outgoing.use is Use.RESULT and operation is not None:
             operation.coming -= 1
-            waiters, operation.waiters = operation.waiters, 0
-            for _ in range(waiters):
-                target.session.offer(Lane.REQUEST, held.outgoing)
-            self.operations.settle(operation, self.now_ns)
+            self._deliver(target, held.outgoing, operation)
         else:
             outbox = self._outboxes.get(target.name)
             if outbox is None:

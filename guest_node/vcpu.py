@@ -20,6 +20,8 @@ from hmx.trap import Completion, FrameFlag, completion
 from hmx.vcpu_area import SQ_ENTRIES, GuestSide
 
 YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
+LATE: Final = 4  # late answers in a row after which the bell is not waited for: what is asked goes to another host
+LOOK_AGAIN: Final = 16  # but for one trap in so many
 _LINK: Final = int(FrameFlag.LINK)
 
 
@@ -35,6 +37,16 @@ class Trap(NamedTuple):
     imm: int = 0
 
 
+class _Answer(asyncio.Future[tuple[int, ...]]):
+    """What a frame will be answered.  A task that waits for it and is cancelled hears of that when the answer is there:
+    what asyncio.shield would do costs a turn of the loop more.
+    """
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002
+        """No."""
+        return False
+
+
 class Vcpu(Interruptible):
     """One vCPU.  Tasks of the guest share it; each awaits its own completions."""
 
@@ -47,6 +59,7 @@ class Vcpu(Interruptible):
         self._idle_scheduled = False
         self._idle_rounds = 0
         self._armed = False
+        self._late = 0  # traps in a row whose answer took longer than anybody waits
         self._stopped: BaseException | None = None
 
     def start(self) -> None:
@@ -152,15 +165,19 @@ class Vcpu(Interruptible):
             self._collect()
             done = self._done.pop(seq, None)
             if done is not None:
+                self._late = 0
                 self.poll_interrupts()
                 return done
             self._platform.yield_cpu()
+        if self._late >= LATE and self._late % LOOK_AGAIN:
+            return None
         if self.area.sleep():
             self._platform.wait_briefly()
         self.area.awake()
         self._collect()
         done = self._done.pop(seq, None)
         if done is not None:
+            self._late = 0
             self.poll_interrupts()
         return done
 
@@ -177,13 +194,16 @@ class Vcpu(Interruptible):
         if self._stopped is not None:
             raise self._stopped
         self.counters.parks += 1
-        waiter: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
+        waiter = _Answer(loop=asyncio.get_running_loop())
         self._waiters[seq] = waiter
         self._schedule_idle()
+        self._late += 1
+        if self._late > LATE:
+            self._idle_rounds = YIELDS  # unless there is other work, the loop asks for the bell at once
         canceled = False
         while not waiter.done():
             try:
-                await asyncio.shield(waiter)
+                await waiter
             except asyncio.CancelledError:
                 canceled = True
         task = asyncio.current_task()

@@ -258,7 +258,7 @@ class Hypervisor(Pending, Signals):
         if not count or vcpu.blocked is not None:
             return steps
         count = min(count, area.room() - vcpu.deferred, budget)
-        taken = 0
+        taken, answered = 0, area.cq_tail
         while taken < count and vcpu.blocked is None:
             quick = self._run_calls(vcpu, min(count - taken, SHOWN))
             taken += quick
@@ -269,7 +269,9 @@ class Hypervisor(Pending, Signals):
                 taken += 1
                 self._step(vcpu, head, regs)
         if taken:
-            self._finish(vcpu)
+            area.publish()
+            if area.cq_tail != answered and area.guest_sleeps():  # else it waits for what is pending: it is rung then
+                self.bells[vcpu] = None
         return taken + steps
 
     def _run_calls(self, vcpu: Vcpu, count: int) -> int:
@@ -311,7 +313,7 @@ class Hypervisor(Pending, Signals):
                 ret &= _M32 if cmd == _SENDV and ret in ZERO_EXTENDED else _M64
             pack(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
             tail = (tail + 1) & _M32
-        self._end_run()
+        self.end_run()
         if done:
             area.sq_head, area.cq_tail, vcpu.chain = head, tail, chain
             counters = vcpu.hvm.counters

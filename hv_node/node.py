@@ -8,6 +8,7 @@ yields the CPU; a vCPU that stays empty is put to sleep one by one, and when non
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -31,6 +32,7 @@ from hv_node.doors.tables import PERSONALITIES
 from hv_node.hvm import TURN, Hvm, Vcpu
 from hv_node.hypervisor import Hypervisor
 from hv_node.lobby import Lobby
+from hv_node.promptness import SOON_NS, Promptness
 from hv_node.roster import Roster
 from hv_node.uplinks.around import is_joined, parents_of
 from hv_node.xsm import xsm_by_name
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 HEARTBEAT_S: Final = 0.5
 YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
+LOOK_NS: Final = 5_000_000  # how exactly levels keep time: theirs are times of half a second and more
 SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
 JOIN_S: Final = 10.0
 EXIT_INFRASTRUCTURE: Final = 4
@@ -89,6 +92,10 @@ class Node:
         self._active: dict[Vcpu, None] = {}
         self._parked: dict[Vcpu, None] = {}  # whose frames wait behind one that is pending
         self._deaf_ns = 0  # spent on frames since the descriptors were looked at: who rings meanwhile is not heard
+        self._promptness = Promptness()
+        self._stirred = False  # something happened since
+        self._looked_ns = 0  # when the level last looked what is due
+        self._held_ns: int | None = None  # until when answers wait for what goes the same way
         self._stopping = False
         self._link_busy = self._link_heard = False
         self.failure = ""
@@ -146,6 +153,7 @@ class Node:
         from hv_node.uplinks.fabric import FabricUplink
 
         fabric = FabricUplink(self.link)
+        joint.level.on_reached = self._reached
         self.link.member.on_disconnected = lambda _reason: joint.cut()
         return fabric
 
@@ -185,18 +193,21 @@ class Node:
             if self._turn():
                 empty = 0
                 busy += 1
-                if busy % POLL_EVERY and self._deaf_ns < SLICE_NS:
+                idle = self._fabric is not None and self._idle()
+                if busy % POLL_EVERY and self._deaf_ns < SLICE_NS and not idle:
                     continue
-                timeout = 0.0
-            elif self._active and empty < YIELDS and self._fabric is None:  # who yields does not hear the link
-                empty += 1
+                timeout = self._wait_for(next_beat) if idle else 0.0
+            elif self._active and empty < YIELDS and (self._fabric is None or self._held_ns is not None):
+                empty += 1  # else who yields does not hear the link
                 os.sched_yield()
                 continue
             elif self._active and not self._sleep():
                 empty = 0
                 timeout = 0.0
             else:
-                timeout = 0.0 if self._link_busy else self._may_wait(next_beat)
+                timeout = self._wait_for(next_beat)
+            if self._held_ns is not None and timeout:
+                timeout = self._linger()
             self._poll(timeout)
             now = time.monotonic()
             if now >= next_beat:
@@ -204,15 +215,27 @@ class Node:
                 self._tick(now)
             self.roster.free_due(now)
 
-    def _may_wait(self, next_beat: float) -> float:
-        """Seconds until something is due; none if the parent has something for us."""
+    def _idle(self) -> bool:
+        """Whether no vCPU can run a frame before something is heard."""
+        return not self._active and all(vcpu.blocked is not None for vcpu in self._parked)
+
+    def _wait_for(self, next_beat: float) -> float:
+        """Seconds until something is due; none if the parent or the broker has something for us."""
+        if self._link_busy:
+            return 0.0
+        if self._stirred and self._fabric is not None:  # what is due next is looked up when it is quiet for a moment
+            left = self._looked_ns + LOOK_NS - time.monotonic_ns()
+            if left > 0:
+                return left / 1e9
         if self.ascent is not None and not self.ascent.sleep():
             return 0.0
         due = min(next_beat, self.roster.next_free())
-        for timed in (self.ascent, self.joint):
-            at = None if timed is None else timed.next_deadline()
-            if at is not None:
-                due = min(due, at / 1e9)
+        at = None if self.ascent is None else self.ascent.next_deadline()
+        if at is not None:
+            due = min(due, at / 1e9)
+        at = None if self.joint is None else self.joint.next_deadline()
+        if at is not None:
+            due = min(due, max(at, self._looked_ns + LOOK_NS) / 1e9)
         return max(0.0, due - time.monotonic())
 
     def _turn(self) -> int:
@@ -231,6 +254,7 @@ class Node:
                 continue
             done += taken
             if joint is not None:
+                self._promptness.acted(vcpu.hvm.domain.domid, begin)
                 joint.ran(vcpu)
             took = clock() - begin
             self._deaf_ns += took
@@ -241,12 +265,41 @@ class Node:
         if self.core.bells:
             self._ring()
         if done:
+            self._stirred = True
             self.host.turns += 1
             self.host.frames += done
             self._ship()
             if self._fabric is not None:
+                self._held_ns = None
                 self._link_busy |= self.link.flush()  # what they sent elsewhere leaves before anything is waited for
         return done + busy
+
+    def _reached(self, domid: int) -> None:
+        """A message from elsewhere lies in a guest's ring: ring it.  What we answer waits if it answers at once."""
+        now = time.monotonic_ns()
+        hvm = self.core.hvm(domid)
+        if hvm is not None and self._promptness.reached(domid, now):
+            for vcpu in hvm.vcpus:
+                if vcpu.blocked is None:
+                    self._held_ns = now + SOON_NS
+                    self.wake(vcpu)
+        if self.core.bells:
+            self._ring()
+
+    def _linger(self) -> float:
+        """Wait for who was rung; poll and epoll would round up to a millisecond."""
+        left = 0 if self._held_ns is None else self._held_ns - time.monotonic_ns()
+        if left > 0:
+            select.select((self._epoll,), (), (), left / 1e9)
+        return 0.0
+
+    def _flush(self) -> None:
+        """What is ready leaves, unless it waits for an answer that will be there at once."""
+        if self._held_ns is not None:
+            if time.monotonic_ns() < self._held_ns:
+                return
+            self._held_ns = None
+        self._link_busy |= self.link.flush()
 
     def _ship(self) -> None:
         """What became of the frames of guests on other hosts leaves, although no bell announces it."""
@@ -302,15 +355,24 @@ class Node:
             if handler is not None:
                 handler()
         # ZMQ_FD is edge-triggered: whatever was done with the link looked at it afterwards, and said if it was busy.
-        if self._link_heard or self._link_busy or not events:
+        if self._link_heard or self._link_busy or (timeout and not events):
             self._link_heard = False
-            self._link_busy = self.link.pump()
+            if self._fabric is None:
+                self._link_busy = self.link.pump()
+            else:
+                self._link_busy = self.link.receive()
+                if self.core.bells:
+                    self._ring()
         if self.joint is not None:
-            self.joint.turn()
+            now = time.monotonic_ns()
+            self._stirred = self._stirred or bool(events)
+            if now - self._looked_ns >= LOOK_NS:
+                self._looked_ns, self._stirred = now, False
+                self.joint.turn()
             if self._fabric is not None:
                 if self._fabric.room():
                     self.joint.room()
-                self._link_busy |= self.link.flush()
+                self._flush()
         while self._crashed:
             self.roster.gone(self._crashed.pop())
         self._ship()  # an answer from elsewhere, or to what has arrived
@@ -348,6 +410,7 @@ class Node:
 
     def domain_dying(self, config: DomainConfig, hvm: Hvm | None) -> None:
         """Nobody does any more."""
+        self._promptness.gone(config.domid)
         if hvm is not None:
             for vcpu in hvm.vcpus:
                 self._active.pop(vcpu, None)
@@ -368,8 +431,6 @@ class Node:
         if isinstance(record, Envelope):
             if self._fabric is not None and self.joint is not None:
                 self.joint.arrived(record, payload)
-                if self.core.bells:
-                    self._ring()  # who has work begins while we answer
             return
         match [*record]:
             case _ if self.ascent is not None and self.ascent.on_record(record):
@@ -443,6 +504,7 @@ def main(config: HypervisorConfig) -> int:
         return EXIT_INFRASTRUCTURE
     if node.ascent is None:
         link.send(Lane.CONTROL, ["ready"])  # else once its parent has let it in
+    gc.freeze()  # what is there now stays: nobody need look through it again
     try:
         node.run()
         if node.failure:

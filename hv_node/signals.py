@@ -72,7 +72,11 @@ class Signals:
         if not self._announce(hvm, route):
             counters.interrupts_coalesced += 1
 
-    def _end_run(self) -> None:
+    def begin_run(self) -> None:
+        """A run of calls begins, or of messages from elsewhere."""
+        self._merging = True
+
+    def end_run(self) -> None:
         """A run of calls is over: nobody may wait for what it announced."""
         self._merging, self._announced = False, None
         self._announce_owed()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from broker.envelope import Envelope, EnvelopeKind
 from hmx.argo.abi import VIRQ_ARGO, Op
 from hmx.errno import Errno
+from hv_node.argo.sendv import send_several
 from hv_node.domain import Domain
 from hv_node.levels.answers import Admission, Answer, Answers
 from hv_node.levels.calls import FLOOR_MASK
@@ -20,6 +21,7 @@ from hv_node.levels.remote import (
     BACK_SHIFT,
     BATCH,
     POSTED,
+    TABLE,
     PayloadError,
     execute_query,
     execute_send,
@@ -56,10 +58,9 @@ class _Held:
         self.done = 0
         self.failures: list[tuple[int, int]] = []
 
-    def run(self, execute: Callable[[Envelope, bytes], int]) -> bool:
+    def run(self, execute: Callable[[Envelope, list[bytes]], list[int]]) -> bool:
         """Execute what is left, in order, until one finds no room.  Whether all are done."""
-        for message in self.messages[self.done :]:
-            ret = execute(self.envelope, message)
+        for ret in execute(self.envelope, self.messages[self.done :] if self.done else self.messages):
             if ret in _NO_ROOM:
                 return False
             self._note(ret)
@@ -154,7 +155,10 @@ class Far:
         if source is None or guest is None:
             return _GONE
         if not envelope.ret & POSTED:
-            return Answer(self._run(source, guest, envelope, payload))
+            ret = self._run(source, guest, envelope, payload)
+            if ret >= 0 and level.on_reached is not None:
+                level.on_reached(guest.domid)
+            return Answer(ret)
         return self._posted(path, source, guest, envelope, payload)
 
     def _upwards(self, path: Path, envelope: Envelope, payload: bytes) -> Answer | None:
@@ -183,6 +187,25 @@ class Far:
                 level.on_delivered(envelope.op, guest.domid, source.domid, envelope.port_src)
         return ret
 
+    def _run_all(self, source: Domain, guest: Domain, envelope: Envelope, messages: list[bytes]) -> list[int]:
+        """Posted messages that travelled together: results up to the first that finds no room."""
+        if envelope.ret & TABLE:
+            return [self._run(source, guest, envelope, messages[0])]
+        level, counters = self._level, self._level.counters
+        ports = envelope.port_src, guest.domid, envelope.port_dst
+        level.host.begin_run()
+        try:
+            results = send_several(level.argo, source, messages, *ports, envelope.msg_type, _NO_ROOM)
+        finally:
+            level.host.end_run()
+        delivered = [ret for ret in results if ret >= 0]
+        counters.executed += len(results)
+        counters.delivered += len(delivered)
+        counters.delivered_bytes += sum(delivered)
+        if delivered and level.on_delivered is not None:
+            level.on_delivered(envelope.op, guest.domid, source.domid, envelope.port_src)
+        return results
+
     def _posted(
         self, path: Path, source: Domain, guest: Domain, envelope: Envelope, payload: bytes
     ) -> Answer | None:
@@ -197,7 +220,7 @@ class Far:
             return None
         posted = _Held(envelope, payload)
         if held is None:
-            if posted.run(partial(self._run, source, guest)):
+            if posted.run(partial(self._run_all, source, guest)):
                 return posted.answer
             held = self._held[key] = deque()
         held.append(posted)
@@ -216,7 +239,7 @@ class Far:
                 stale = self.answers.stale(path[:-1], envelope.origin_epoch)
                 if source is None or source.argo is None or guest is None or stale:
                     posted.refuse(_GONE.ret)
-                elif not posted.run(partial(self._run, source, guest)):
+                elif not posted.run(partial(self._run_all, source, guest)):
                     break
                 held.popleft()
                 self._done(path, envelope, posted.answer)

@@ -40,7 +40,8 @@ Transit = Callable[[Envelope, bytes], "tuple[int, Envelope, bytes]"]
 class Level(Guests):
     """One hypervisor's level.  Every `now_ns` is of one monotonic clock.
 
-    Hooks, None where unused: `transit`; `on_delivered(op, guest, source, source port)` after a message from elsewhere
+    Hooks, None where unused: `transit`; `on_reached(guest)` when a message of an exact sendv from elsewhere lies in a
+    guest's ring, before it is answered; `on_delivered(op, guest, source, source port)` after a message from elsewhere
     lies in a guest's ring; `on_request(path, op, payload)` answers `request`s of others with (result, reply);
     `on_upwards(path, envelope)` says where a message goes that a nested hypervisor leaves to us: (path, port), if it
     wants (path, port, the envelope's new `op`), or a negated errno; the path of our own parent with a last "" leaves it
@@ -59,6 +60,7 @@ class Level(Guests):
         self.options = options
         self.counters = LevelCounters()
         self.now_ns = 0
+        self.on_reached: Callable[[int], None] | None = None
         self.transit: Transit | None = None
         self.on_delivered: Callable[[int, int, int, int], None] | None = None
         self.on_request: Callable[[Path, int, bytes], tuple[int, bytes]] | None = None
@@ -320,16 +322,15 @@ class Level(Guests):
             self.counters.dropped += 1
             return
         src_path = paths.started(self.path, ITSELF, climbing=climbing)
-        made = self._envelope(kind, src_path, source, op=op, ret=answer.ret, length=len(answer.reply))
-        made = made._replace(
-            cookie=request.cookie, origin_epoch=request.origin_epoch, origin_seq=request.origin_seq
-        )
+        _, _, cookie, origin_epoch, origin_seq, *_ = request
+        made = Envelope(
+            VERSION, kind, cookie, origin_epoch, origin_seq, src_path, source, HOPS, "", op, 0, 0, 0, 0,
+            len(answer.reply), answer.ret,
+        )  # fmt: skip
         outlet.put(made, answer.reply)
 
-    def _envelope(
-        self, kind: EnvelopeKind, src_path: Path, dst: Path, *, op: int, ret: int = 0, length: int = 0
-    ) -> Envelope:
-        return Envelope(VERSION, kind, 0, self.options.epoch, 0, src_path, dst, HOPS, "", op, 0, 0, 0, 0, length, ret)
+    def _envelope(self, kind: EnvelopeKind, src_path: Path, dst: Path, *, op: int) -> Envelope:
+        return Envelope(VERSION, kind, 0, self.options.epoch, 0, src_path, dst, HOPS, "", op, 0, 0, 0, 0, 0, 0)
 
     def send_up(
         self,

@@ -32,6 +32,7 @@ from hv_node.levels.remote import (
 if TYPE_CHECKING:
     from hv_node.levels.level import Level
 
+_SENDV: Final = int(Op.SENDV)
 _NO_CREDIT: Final = -int(Errno.EAGAIN)
 
 
@@ -112,10 +113,10 @@ class Near:
             if link.open >= level.options.posted_credit or (link.open and link.bytes + size > POSTED_BYTES):
                 link.waiting[caller.domid] = None
                 return _NO_CREDIT
-            flow = _Flow(caller.domid, dst.domid, src_port, dst_port, message_type)
-            if self._append(link, flow, payload):
+            key = caller.domid, dst.domid, src_port, dst_port, message_type
+            if self._append(link, key, payload):
                 return size
-            form = POSTED
+            flow, form = _Flow._make(key), POSTED
             if level.calls.find(link.last) is not None:
                 form |= (level.calls.next_seq - link.last) << BACK_SHIFT
         self._behind(end.far)
@@ -195,20 +196,22 @@ class Near:
             link = self._posted[far] = _PostedLink()
         return link
 
-    def _append(self, link: _PostedLink, flow: _Flow, message: bytes) -> bool:
+    def _append(self, link: _PostedLink, flow: tuple[int, ...], message: bytes) -> bool:
         """Put a message into the batch that is open, if it is one of this flow with room."""
         batch, level = link.batch, self._level
-        if batch is None or batch.flow != flow or batch.op.close is None or level.argo.through != Op.SENDV:
+        if batch is None or batch.flow != flow or batch.op.close is None or level.argo.through != _SENDV:
             return False
-        if batch.size + len(message) > MAX_BATCH_BYTES:
+        size = batch.size + len(message)
+        if size > MAX_BATCH_BYTES:
             return False
-        level.counters.sends += 1
-        level.counters.posted += 1
+        counters, messages = level.counters, batch.messages
+        counters.sends += 1
+        counters.posted += 1
         link.open += 1
         link.bytes += len(message)
-        batch.messages.append(message)
-        batch.size += len(message)
-        if len(batch.messages) >= self._full:
+        batch.size = size
+        messages.append(message)
+        if len(messages) >= self._full:
             self._close(link)
         return True
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LINK_TIMEOUT_NS = 5_000_000_000
 LINGER_NS = 500_000_000
-POSTED_CREDIT = 256
+POSTED_CREDIT = 512
 POSTED_BYTES = 1 << 24  # of one far hypervisor's posted messages; a single one may be larger
 
 
@@ -29,6 +29,12 @@ class Host(Protocol):
 
     def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
         """Raise a per-domain virtual interrupt of a guest."""
+
+    def begin_run(self) -> None:
+        """Several messages of one sender follow: what is the same of their interrupts may be raised as one."""
+
+    def end_run(self) -> None:
+        """No more."""
 
     def complete(self, token: object, ret: int) -> None:
         """A pending operation ends."""

@@ -9,6 +9,7 @@ so that whoever receives it from above reads an absolute path backwards.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, NamedTuple, cast
 
 Path = tuple[str, ...]
@@ -71,6 +72,7 @@ def absolute(src_path: Wire) -> Path:
     return cast(Path, src_path[::-1])
 
 
+@lru_cache(maxsize=4096)
 def well_formed(path: Wire) -> bool:
     """Names only, and "" only where it may stand for a hypervisor itself."""
     return bool(path) and all(isinstance(name, str) for name in path) and all(path[1:-1])

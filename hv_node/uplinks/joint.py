@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from broker.envelope import Envelope
-from broker.frames import whole_bytes
+from broker.envelope import Envelope, EnvelopeKind
+from broker.frames import LARGE, whole_bytes
 from hmx.errno import Errno
 from hmx.memory import GuestMemory
 from hv_node.config import DomainConfig, HypervisorConfig
@@ -27,6 +27,7 @@ from hv_node.levels.uplink import Uplink
 from hv_node.uplinks.downlink import Downlink
 from hv_node.xsm import xsm_by_name
 
+_SEND: Final = EnvelopeKind.SEND  # a message is only sliced and copied, so it may stay where it was received
 ORDER_DONE: Final = "order-done"
 
 
@@ -94,7 +95,9 @@ class Joint:
 
     def arrived(self, envelope: Envelope, payload: Any) -> None:
         """An envelope from above."""
-        self.level.on_envelope(None, envelope, whole_bytes(payload), self._clock())
+        if envelope.kind != _SEND or len(payload) < LARGE:
+            payload = whole_bytes(payload)
+        self.level.on_envelope(None, envelope, payload, self._clock())
 
     def peer(self, name: str, state: str) -> None:
         """The fabric says of another L0 that it is up, down or dead."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from broker import frames
 from broker.envelope import VERSION, Envelope, EnvelopeKind, result_of, validate
-from broker.frames import Buffer, Frame, FrameKind, Lane
+from broker.frames import Buffer, Frame, FrameKind, Lane, Parts
 from broker.records import Direction, encode
 from broker.router import RouterCore
 from broker.session import SendResult, Session
@@ -29,10 +29,10 @@ class RecordingSink:
         self.events: list[tuple[object, ...]] = []
         self.answers: dict[bytes, SendResult] = {}
 
-    def send(self, routing_id: bytes, parts: Sequence[bytes]) -> SendResult:
+    def send(self, routing_id: bytes, parts: Parts) -> SendResult:
         answer = self.answers.get(routing_id, SendResult.SENT)
         if answer is SendResult.SENT:
-            self.sent.setdefault(routing_id, deque()).append(list(parts))
+            self.sent.setdefault(routing_id, deque()).append([bytes(part) for part in parts])
         return answer
 
     def event(self, code: str, *fields: object) -> None:
@@ -78,7 +78,7 @@ class Peer:
         self.session = Session(Direction.TO_NODE, lab.core.epoch)
         self._kept: list[Frame] = []  # what came with a welcome
 
-    def raw(self, parts: Sequence[bytes]) -> None:
+    def raw(self, parts: Parts) -> None:
         self.lab.core.on_frame(self.routing_id, parts, self.lab.now_ns)
 
     def hello(self, kind: str = "guest", name: str = "app", **changes: Any) -> list[list[Any]]:
@@ -97,7 +97,7 @@ class Peer:
     def push(self) -> None:
         """Flush this peer's session into the core."""
 
-        def send(parts: Sequence[bytes]) -> SendResult:
+        def send(parts: Parts) -> SendResult:
             self.raw(parts)
             return SendResult.SENT
 

@@ -15,7 +15,7 @@ import zmq
 
 from broker import client
 from broker.client import JoinTimeout, ZmqLink
-from broker.frames import Lane
+from broker.frames import LARGE, Lane
 from broker.member import MemberState
 from tests.broker.sockets import Net, listen, net_in, pump_until
 
@@ -263,3 +263,24 @@ def test_a_stopped_broker_delays_and_loses_nothing(net: Net) -> None:
     pump_until(lambda: len(heard) == 1000, a, b)
     assert [record[2][1] for record in heard] == list(range(1000))
     assert disconnected == []
+
+
+def test_a_large_part_is_not_copied_on_its_way_through() -> None:
+    """What was received as a part and leaves as it is shares its memory; what was cut out of one is sent right."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://large")
+        other.connect("inproc://large")
+        large = bytes(range(256)) * (LARGE // 256)
+        client.send_parts(one, [b"head", large])
+        head, part = client.receive_parts(other, 4)
+        assert (head, type(part)) == (b"head", memoryview)
+        assert isinstance(part, memoryview)
+        assert client._uncopied(part[:]) is part.obj
+        assert client._uncopied(part[1:]) is not part.obj
+        client.send_parts(other, [b"head", part])
+        client.send_parts(other, [part[1:]])
+        client.send_parts(other, [large[1:]])
+        received = [client.receive_parts(one, 4) for _ in range(3)]
+        assert [[bytes(each) for each in parts] for parts in received] == [[b"head", large], [large[1:]], [large[1:]]]
+        assert [type(parts[-1]) for parts in received] == [memoryview, bytes, bytes]
+        assert bytes(part) == large, "sending it did not take it away"

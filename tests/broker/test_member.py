@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broker import frames
 from broker.fabric import FabricLink, MemoryFabric
 from broker.fields import RecordError
-from broker.frames import FrameKind, Lane
+from broker.frames import FrameKind, Lane, Parts
 from broker.member import TRANSITIONS, Identity, Member, MemberState, MemberStimulus
 from broker.records import Direction, encode
 from broker.session import SendResult, Session
@@ -44,7 +44,7 @@ class Broker:
         self.now_ns += after_ms * MS
         sent: list[frames.Frame] = []
 
-        def send(parts: Sequence[bytes]) -> SendResult:
+        def send(parts: Parts) -> SendResult:
             if self.answer is SendResult.SENT:
                 sent.append(frames.parse_frame(parts))
             return self.answer
@@ -52,7 +52,7 @@ class Broker:
         self.member.flush(send, self.now_ns)
         return sent
 
-    def hand(self, parts: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    def hand(self, parts: Parts) -> list[tuple[Any, ...]]:
         """Give the member a message; the callbacks it caused."""
         self.member.on_frame(parts, self.now_ns)
         self.member.deliver()
@@ -73,7 +73,7 @@ class Broker:
         self.session.offer(CONTROL, encode(Direction.TO_NODE, CONTROL, record, payload))
         calls: list[tuple[Any, ...]] = []
 
-        def send(parts: Sequence[bytes]) -> SendResult:
+        def send(parts: Parts) -> SendResult:
             calls.extend(self.hand(parts))
             return SendResult.SENT
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker import frames
-from broker.frames import MAX_FRAME, MAX_RECORDS, Frame, FrameKind, Lane
+from broker.frames import MAX_FRAME, MAX_RECORDS, Frame, FrameKind, Lane, Parts
 from broker.records import Direction, encode
 from broker.refusals import Refusal, Violation
 from broker.session import SendResult, Session
@@ -26,9 +26,9 @@ class Wire:
         self.parts: deque[list[bytes]] = deque()
         self.answer = SendResult.SENT
 
-    def __call__(self, parts: Sequence[bytes]) -> SendResult:
+    def __call__(self, parts: Parts) -> SendResult:
         if self.answer is SendResult.SENT:
-            self.parts.append(list(parts))
+            self.parts.append([bytes(part) for part in parts])
         return self.answer
 
     def take(self) -> list[Frame]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.envelope import Envelope, EnvelopeKind, Use, result_of
-from broker.frames import LIMITS, MAX_FRAME, Lane
+from broker.frames import LIMITS, MAX_FRAME, MAX_RECORDS, Lane
 from broker.impair import NOTHING, Impairment
 from broker.operations import RELEASE_NS
 from broker.outbox import MAX_SIGNALS
@@ -182,6 +182,27 @@ def test_turns_are_fair(lab: CoreLab) -> None:
     sources = [envelope.src_path[-1] for envelope, _ in b.envelopes()]
     assert sources[:20] == ["hv0", "hv2"] * 10
     assert sources[20:] == ["hv0"] * 90
+
+
+def test_what_one_turn_hands_over_at_once_is_a_frame(lab: CoreLab) -> None:
+    """A source that was heard first takes no more than a frame of the destination's room before the turns begin."""
+    a, c, b = lab.hypervisors("hv0", "hv2", "hv1")
+    for seq in range(100):
+        a.ask(envelope_of("hv0/app", seq=seq))
+    for seq in range(10):
+        c.ask(envelope_of("hv2/app", seq=seq))
+    sources = [envelope.src_path[-1] for envelope, _ in b.envelopes()]
+    assert sources[:MAX_RECORDS] == ["hv0"] * MAX_RECORDS
+    assert sources[MAX_RECORDS:][:20] == ["hv0", "hv2"] * 10
+    assert len(sources) == 110
+
+
+def test_a_request_does_not_overtake_the_signal_before_it(lab: CoreLab) -> None:
+    """In one turn: what goes to a session at once waits behind what waits."""
+    a, b = lab.hypervisors("hv0", "hv1")
+    a.ask(envelope_of(kind=WAKE, seq=1))
+    a.ask(envelope_of(seq=2))
+    assert [(got.kind, got.origin_seq) for got, _ in b.envelopes()] == [(WAKE, 1), (EnvelopeKind.SEND, 2)]
 
 
 def test_a_signal_does_not_overtake_the_requests_before_it(lab: CoreLab) -> None:

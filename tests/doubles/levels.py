@@ -78,6 +78,12 @@ class Node:
 
     # -- the core's sink, the level's host ----
 
+    def begin_run(self) -> None:
+        """Nothing is merged here."""
+
+    def end_run(self) -> None:
+        """Nothing was."""
+
     def raise_virq(self, domid: int, virq: int, ring: object = None) -> None:
         domain = self.domains.lookup(domid)
         if domain is None or not self.level.wake(domain):

@@ -138,6 +138,7 @@ def test_a_turn_takes_few_of_the_largest(net: Net, monkeypatch: pytest.MonkeyPat
             parts = [b"id", b"", b"", bytes(size)]
             monkeypatch.setattr("broker.server.receive_parts", lambda *_, parts=parts: parts)
             monkeypatch.setattr(server.core, "on_frame", lambda _id, parts, *_: sizes.append(len(parts[-1])))
+            monkeypatch.setattr(server, "_readable", lambda: True)
             server._receive(0)
             assert sizes == [size] * most
             sizes.clear()

@@ -184,6 +184,25 @@ def test_a_pending_frame_holds_back_its_vcpu_only(monkeypatch: pytest.MonkeyPatc
     assert sender.run() == [], "a second answer to the same operation is nothing"
 
 
+def test_who_waits_for_what_is_pending_is_rung_by_the_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that went to sleep has nothing to look at before; what was answered beside it rings it."""
+    machine, sender, _ = two()
+    pending = Pending(machine, monkeypatch)
+    store32(words32(sender.vcpu.area.buffer), Word.GUEST_ASLEEP >> 2, 1)
+    sender.submit(Kind.VMCALL, sender.send_regs(2, 1, b"x"))
+    sender.side.publish()
+    assert machine.core.run(sender.vcpu) == 1
+    assert sender.vcpu not in machine.core.bells
+    machine.core.complete(pending.tokens[0], 42)
+    assert sender.vcpu in machine.core.bells
+    machine.core.bells.clear()
+    sender.submit(Kind.CPUID, address=1)
+    sender.submit(Kind.VMCALL, sender.send_regs(2, 1, b"x"))
+    sender.side.publish()
+    assert machine.core.run(sender.vcpu) == 2
+    assert sender.vcpu in machine.core.bells
+
+
 def test_what_waited_runs_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer completes the frame, then the rest runs in order; a refused one cancels its linked followers."""
     machine, sender, _ = two()

@@ -16,6 +16,7 @@ from hmx.attach import Request, pack_request, unpack_reply
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.hvm import TURN
 from hv_node.node import SLICE_NS, Node
+from hv_node.promptness import SOON_NS, SURE
 
 TOKEN = bytes(range(16))
 
@@ -25,6 +26,7 @@ class Link:
 
     def __init__(self) -> None:
         self.said: list[list[Any]] = []
+        self.flushes = 0
         self._ends = socket.socketpair()
 
     def fileno(self) -> int:
@@ -38,6 +40,10 @@ class Link:
         pass
 
     def flush(self) -> bool:
+        self.flushes += 1
+        return False
+
+    def receive(self) -> bool:
         return False
 
     def pump(self) -> bool:
@@ -114,3 +120,61 @@ def test_costly_frames_make_a_turn_of_fewer(node: Node, monkeypatch: pytest.Monk
     for _ in range(8):
         node._turn()
     assert budgets == [TURN, 1, 2, 4, 8, 16, 32, 64, 64, 64]
+
+
+class Clock:
+    """A time that tests move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now)
+
+
+def reach(node: Node, clock: Clock, answered: bool = True) -> None:
+    """A message from elsewhere comes to the guest, which answers at once."""
+    node._reached(1)
+    if answered:
+        node._promptness.acted(1, clock.now)
+        node._held_ns = None
+
+
+def test_results_wait_for_the_answer_of_a_guest_that_always_answers(
+    node: Node, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is ready leaves together with what the guest then does, and after a while without it."""
+    clock = Clock(monkeypatch)
+    for _ in range(SURE):
+        reach(node, clock)
+        node._flush()
+    before = link.flushes
+    assert before == SURE
+    reach(node, clock, answered=False)
+    node._flush()
+    clock.now += SOON_NS - 1
+    node._flush()
+    assert link.flushes == before
+    clock.now += 1
+    node._flush()
+    assert link.flushes == before + 1
+    reach(node, clock, answered=False)
+    node._flush()
+    assert link.flushes == before + 2, "it did nothing last time"
+
+
+def test_who_waits_is_awake(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest whose answer is expected need not ring: its submissions are looked at; one that is trapped has none."""
+    with ask(node, TOKEN):
+        hvm = node.core.hvm(1)
+        assert hvm is not None
+        (vcpu,) = hvm.vcpus
+        clock = Clock(monkeypatch)
+        for _ in range(SURE):
+            reach(node, clock)
+        vcpu.blocked = 5
+        node._reached(1)
+        assert (node._held_ns, vcpu in node._active) == (None, False)
+        vcpu.blocked = None
+        node._promptness.acted(1, clock.now)
+        node._reached(1)
+        assert (node._held_ns, vcpu in node._active) == (clock.now + SOON_NS, True)
+        node._promptness.gone(1)

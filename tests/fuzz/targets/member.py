@@ -5,10 +5,8 @@ Input: messages, as they come or behind right headers, in a session or before it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from broker import frames
-from broker.frames import FrameKind, Lane
+from broker.frames import FrameKind, Lane, Parts
 from broker.member import HELLO_AGAIN_NS, Identity, Member, MemberState
 from broker.session import SendResult
 from tests.fuzz.data import Choices
@@ -28,10 +26,10 @@ def welcome(epoch: int, attempt: int) -> list[bytes]:
 def one_input(data: bytes) -> None:
     """Let a hostile broker speak to one member."""
     member = Member(Identity("guest", "app", b"0123456789abcdef", 1))
-    sent: list[Sequence[bytes]] = []
+    sent: list[Parts] = []
     heard: list[object] = []
 
-    def send(parts: Sequence[bytes]) -> SendResult:
+    def send(parts: Parts) -> SendResult:
         sent.append(parts)
         return SendResult.SENT
 
@@ -75,6 +73,6 @@ def one_input(data: bytes) -> None:
     assert heard[-1] == ["told", "b", ["the end"]]
 
 
-def _attempt(sent: list[Sequence[bytes]]) -> int:
+def _attempt(sent: list[Parts]) -> int:
     hellos = [frame for frame in map(frames.parse_frame, sent) if frame.kind is FrameKind.HANDSHAKE]
     return hellos[-1].seq

@@ -18,7 +18,7 @@ from guest_node import life
 from guest_node.config import GuestConfig
 from guest_node.guest import Guest
 from guest_node.life import Ending, World, live
-from guest_node.vcpu import Trap, Vcpu
+from guest_node.vcpu import LATE, LOOK_AGAIN, Trap, Vcpu
 from hmx.argo.abi import Address
 from hmx.trap import Kind, Outcome
 from hmx.vcpu_area import AREA_SIZE, GuestSide, HypervisorSide
@@ -285,3 +285,85 @@ def test_a_chain_of_which_the_first_frame_was_answered() -> None:
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
+
+
+def test_a_cancelled_task_learns_what_became_of_its_trap() -> None:
+    """An instruction cannot be taken back: the task goes on waiting, and is cancelled at its next await."""
+
+    async def main() -> list[object]:
+        area = memoryview(bytearray(AREA_SIZE))
+        side = HypervisorSide(area)
+        vcpu = Vcpu(0, GuestSide(area), NoBells())
+        vcpu.start()
+        seen: list[object] = []
+
+        async def program() -> None:
+            seen.append((await vcpu.trap(Trap(Kind.VMCALL, (1,)))).regs)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        task = asyncio.create_task(program())
+        await asyncio.sleep(0)
+        for _ in range(2):
+            assert task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        side.complete(0, Outcome.DONE, (42,))
+        side.publish()
+        await asyncio.wait((task,), timeout=5)
+        assert task.cancelled()
+        return seen
+
+    assert asyncio.run(main()) == [(42,), "cancelled"]
+
+
+def test_who_is_always_answered_late_does_not_wait_for_the_bell() -> None:
+    """After LATE late answers in a row a trap parks at once, but for one in LOOK_AGAIN; a soon one counts anew."""
+
+    class Waits(NoBells):
+        """Counts them; `soon`: the answer comes in the next one."""
+
+        def __init__(self) -> None:
+            self.count = 0
+            self.soon: Callable[[], None] = lambda: None
+
+        def wait_briefly(self) -> None:
+            self.count += 1
+            self.soon()
+
+    async def main() -> list[int]:
+        area = memoryview(bytearray(AREA_SIZE))
+        side, waits = HypervisorSide(area), Waits()
+        vcpu = Vcpu(0, GuestSide(area), waits)
+        vcpu.start()
+        counts = []
+
+        def answer() -> None:
+            side.complete(side.take()[0][0], Outcome.DONE)
+            side.publish()
+
+        async def late() -> None:
+            task = asyncio.create_task(vcpu.trap(Trap(Kind.CPUID, ())))
+            await asyncio.sleep(0)
+            answer()
+            vcpu._on_bell()
+            await task
+            counts.append(waits.count)
+
+        for _ in range(LOOK_AGAIN + 2):
+            await late()
+        waits.soon = answer
+        vcpu._late = LOOK_AGAIN
+        await vcpu.trap(Trap(Kind.CPUID, ()))
+        waits.soon = lambda: None
+        for _ in range(LATE + 1):
+            await late()
+        return counts
+
+    steady = [LATE] * (LOOK_AGAIN - LATE)
+    assert asyncio.run(main()) == [
+        *range(1, LATE + 1), *steady, LATE + 1, LATE + 1, *range(LATE + 3, 2 * LATE + 3), 2 * LATE + 2,
+    ]  # fmt: skip

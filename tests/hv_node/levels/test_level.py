@@ -104,6 +104,19 @@ def consume(node: Node, domid: int, gfn: int = 24) -> None:
     assert call(node, domid, Op.NOTIFY) == 0
 
 
+def test_the_owner_hears_of_an_exact_message_before_it_is_answered() -> None:
+    """`on_reached`: once for each that lies in a ring; not for one that found no ring, nor for posted ones."""
+    for posted in (False, True):
+        lab, a, b = two(held=True, posted=posted)
+        heard: list[tuple[int, int]] = []
+        b.level.on_reached = lambda domid, lab=lab, heard=heard: heard.append((domid, len(lab.wires[B, ()].queue)))
+        send(a, X, Y)
+        lab.settle()
+        send(a, X, Y, port=99, token="u")
+        lab.settle()
+        assert heard == ([] if posted else [(Y, 0)])
+
+
 # -- three results ----
 
 

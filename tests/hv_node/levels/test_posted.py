@@ -84,6 +84,19 @@ def test_a_batch_that_finds_no_room_goes_on_where_it_stopped() -> None:
     assert a.level.near._posted[("b",)].open == 0
 
 
+def test_a_batch_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its messages are executed between the two words that let their interrupts be raised as one, each by itself."""
+    lab, a, b = two(held=True, posted=True, credit=64)
+    said: list[str] = []
+    monkeypatch.setattr(b, "begin_run", lambda: said.append("begin"))
+    monkeypatch.setattr(b, "end_run", lambda: said.append("end"))
+    monkeypatch.setattr(b, "raise_virq", lambda *_: said.append("virq"))
+    monkeypatch.setattr(b.level, "on_delivered", lambda *_: said.append("delivered"))
+    post(a, 3)
+    lab.settle()
+    assert said == ["begin", "virq", "end", "delivered", "begin", "virq", "virq", "end", "delivered"]
+
+
 def test_each_lost_message_of_a_batch_counts() -> None:
     """All of them are counted and told; the next send is refused once."""
     lab, a, _ = two(held=True, posted=True, credit=64)
