@@ -19,11 +19,12 @@ ifneq ($(shell cat $(MADE_IN) 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
 
-.PHONY: help setup quickstart quickstart-tar test test-hosts test-long fuzz bench bench-check mutate docs lint clean FORCE
+.PHONY: help setup quickstart quickstart-tar test test-virtio test-hosts test-long fuzz bench bench-check mutate docs lint clean FORCE
 
 help:
 	@echo 'make quickstart   build .venv, then send a real file from one guest to another'
 	@echo 'make test         ruff, mypy --strict, pytest (under 10 minutes on 2 cores)'
+	@echo 'make test-virtio  labs with VirtIO devices; drivers against the devices of QEMU (Debian: qemu-system-arm)'
 	@echo 'make test-hosts   labs over several hosts: network namespaces, a real sshd in each (as root)'
 	@echo 'make test-long    the gigabyte and soak tests'
 	@echo 'make fuzz         hostile bytes for every parser, about a minute (FUZZ_SECONDS=2 for each of them and each engine)'
@@ -75,12 +76,20 @@ lint: setup
 test: lint
 	@mkdir -p $(REPORTS)
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --junitxml=$(REPORTS)/test-units.xml \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/virtio_qemu --junitxml=$(REPORTS)/test-units.xml \
 	  --skip-report=$(REPORTS)/test-units.skips
-	$(BIN)/python -m pytest tests/e2e --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips
+	$(BIN)/python -m pytest tests/e2e $(addprefix --ignore=,$(VIRTIO_TESTS)) --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips
 else
 	$(BIN)/python -m pytest --junitxml=$(REPORTS)/test.xml --skip-report=$(REPORTS)/test.skips $(PYTEST_ARGS)
 endif
+
+# Labs with VirtIO devices, and the driver's side against QEMU's own devices.
+VIRTIO_TESTS := tests/virtio_qemu tests/e2e/test_virtio.py tests/e2e/test_virtio_doors.py tests/e2e/test_compare.py \
+  tests/e2e/test_storage_torture.py
+test-virtio: setup
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(VIRTIO_TESTS) --junitxml=$(REPORTS)/test-virtio.xml \
+	  --skip-report=$(REPORTS)/test-virtio.skips $(PYTEST_ARGS)
 
 test-hosts: setup quickstart-tar
 	@mkdir -p $(REPORTS)

@@ -83,6 +83,7 @@ class DeviceSide:
         self._packed = has(features, Feature.RING_PACKED)
         self._ended = False
         self._stream: deque[memoryview] = deque()  # what came and no chain has taken
+        self._at = 0  # bytes of its first part that chains have taken
         self._came = 0  # position in the stream of the next byte that comes
         self._taken = 0  # ... that a chain takes
         self._held = 0  # bytes that came and were not answered
@@ -118,47 +119,52 @@ class DeviceSide:
 
     def run(self, running: Callable[[], bool]) -> None:
         """Serve every chain that is available, as long as `running()`.  Raises QueueBroken."""
+        pop, serve = self._ring.pop, self._host.serve
         try:
             while not self._ended and running():
-                chain = self._ring.pop()
+                chain = pop()
                 if chain is None:
                     return
+                _, _, readable, writable = chain
                 size = 0
-                for address, length in chain.readable:
+                for address, length in readable:
                     if address != self._taken + size & _MASK64:
                         raise QueueBroken(f"a buffer at {address:#x} of the stream; {self._taken + size:#x} is next")
                     size += length
                 room = 0
-                for _, length in chain.writable:
+                for _, length in writable:
                     room += length
                 self._room += room
                 if self._room > self._window:
                     raise QueueBroken(f"chains with room for {self._room} bytes; the window is {self._window}")
-                self._host.serve(ArgoRequest(self, chain, self._take(size), room))
+                serve(ArgoRequest(self, chain, self._take(size) if size else b"", room))
         except BadAddress as why:
             raise QueueBroken(str(why)) from None
 
     def _take(self, size: int) -> bytes | memoryview:
-        """The next `size` bytes of the stream."""
-        if not size:
-            return b""
+        """The next `size` bytes of the stream, at least one."""
         if size > (self._came - self._taken & _MASK64):
             raise QueueBroken(f"a chain of {size} bytes; {self._came - self._taken & _MASK64} came")
         self._taken = self._taken + size & _MASK64
-        stream = self._stream
-        first = stream.popleft()
-        if len(first) == size:
-            return first
-        if len(first) > size:
-            stream.appendleft(first[size:])
-            return first[:size]
-        parts = [first]
-        size -= len(first)
+        stream, at = self._stream, self._at
+        first = stream[0]
+        end = at + size
+        if end < len(first):
+            self._at = end
+            return first[at:end]
+        stream.popleft()
+        self._at = 0
+        if end == len(first):
+            return first[at:] if at else first
+        parts = [first[at:]]
+        size = end - len(first)
         while size:
-            part = stream.popleft()
+            part = stream[0]
             if len(part) > size:
-                stream.appendleft(part[size:])
                 part = part[:size]
+                self._at = size
+            else:
+                stream.popleft()
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -174,12 +180,13 @@ class DeviceSide:
             self._host.broke(str(why))
             return
         self._held -= request
-        at = 0
+        left = length
         for address, size in chain.writable:
-            if at < length:
-                self._pieces.append((address, min(size, length - at)))
-            at += size
             self._room -= size
+            if left:
+                size = min(size, left)
+                self._pieces.append((address, size))
+                left -= size
         if length:
             self._payload.append(written if isinstance(written, bytes) else bytes(written))
         if not self._pushed:

@@ -15,12 +15,13 @@ from typing import Final, Protocol
 
 from guest_node.virtio.argo_hold import Hold
 from guest_node.virtio.argo_image import RingImage, plan_image
-from guest_node.virtio.argo_pack import Batch, Payload
+from guest_node.virtio.argo_pack import Batch, Payload, Pieces
 from guest_node.virtio.frontend import Buffer, DeviceBroken
 from hmx.virtio.argo import HEAD_SIZE, PIECE_SIZE, RANGE_SIZE, Update
-from hmx.virtio.chain import QueueBroken, QueueFull, QueueLayout, Segment
+from hmx.virtio.chain import QueueBroken, QueueFull, QueueLayout
 from hmx.virtio.memory import BadAddress
 from hmx.virtio.queues import driver_queue
+from hmx.virtio.rings import make_segment
 
 HANDLE_BITS: Final = 32  # of a writable handle, the offset in the chain's answer
 _MASK64: Final = (1 << 64) - 1
@@ -80,13 +81,14 @@ class ArgoQueue:
         self._image.forget()  # both sides begin with zeros
         self._hold = Hold(self._image, plan.layout, features, True, self._let_go)
         self._share = share
+        self._future = asyncio.get_running_loop().create_future
         self._pending: dict[int, _Pending] = {}
         self._number = 0
         self._stream = 0  # bytes for the device that were submitted: the address of the next one
         self._requests = 0  # bytes under way for the device
         self._answers = 0  # bytes of our ring that answers under way may take
         self._fresh = 0  # chains submitted since the last kick
-        self._unsent: list[tuple[int, int]] = []
+        self._unsent = 0  # ... of them that were not sent
         self._payload: Payload = []
         self._kicked = False
         self._room: asyncio.Future[None] | None = None
@@ -98,22 +100,21 @@ class ArgoQueue:
         """Add one chain.  The buffers must not change until the future is done: no copy of them is made."""
         if self.broken is not None:
             raise self.broken
-        request = 0
-        for buffer in readable:
-            request += len(buffer)
+        request = len(readable[0]) if len(readable) == 1 else sum(map(len, readable))
         if request > self.window or writable > self.window:
             raise ValueError(f"a chain of {request} and {writable} bytes; the device takes {self.window} each way")
-        if self._pending and (
+        pendings = self._pending
+        if pendings and (
             self._answers + writable + ANSWER_OVERHEAD > self._share
             or self._requests + request > self.window
-            or self._room_under_way() + writable > self.window
+            or self._answers - ANSWER_OVERHEAD * len(pendings) + writable > self.window
         ):
             self._came_back = False
             raise QueueFull(f"{self._requests} and {self._answers} bytes are under way")
-        number = self._number
-        pending = _Pending(asyncio.get_running_loop().create_future(), number, request, writable)
-        read = (Segment(self._stream, request),) if request else ()
-        write = (Segment(number << HANDLE_BITS, writable),) if writable else ()
+        number, stream = self._number, self._stream
+        pending = _Pending(self._future(), number, request, writable)
+        read = (make_segment((stream, request)),) if request else ()
+        write = (make_segment((number << HANDLE_BITS, writable)),) if writable else ()
         try:
             self._ring.add(read, write, pending)
         except QueueFull:
@@ -122,22 +123,15 @@ class ArgoQueue:
         except QueueBroken as why:
             raise self._break(str(why)) from why
         self._number = number + 1 & _MASK32
-        self._pending[number] = pending
+        pendings[number] = pending
         self._answers += pending.cost
         self._fresh += 1
         if request:
             self._requests += request
-            unsent = self._unsent
-            if unsent:  # the stream goes on where it stopped
-                unsent[0] = unsent[0][0], unsent[0][1] + request
-            else:
-                unsent.append((self._stream, request))
+            self._unsent += request
             self._payload += readable
-            self._stream = self._stream + request & _MASK64
+            self._stream = stream + request & _MASK64
         return pending.future
-
-    def _room_under_way(self) -> int:
-        return self._answers - ANSWER_OVERHEAD * len(self._pending)
 
     async def kick(self) -> None:
         """Make everything submitted available, and send it.  Raises DeviceBroken."""
@@ -175,9 +169,11 @@ class ArgoQueue:
             return None
         if self._hold.holds(self._ring.notification_data()):
             return None
-        pieces, payload = self._unsent, self._payload
-        if pieces:
-            self._unsent, self._payload = [], []
+        pieces: Pieces = []
+        payload, unsent = self._payload, self._unsent
+        if unsent:
+            pieces.append((self._stream - unsent & _MASK64, unsent))
+            self._unsent, self._payload = 0, []
         return Batch(self._dev_num, self._index, self._image.changes(), pieces, payload)
 
     def receive(self, update: Update) -> int:
@@ -261,7 +257,7 @@ class ArgoQueue:
         self.broken = cause
         self._hold.end()
         pendings, self._pending = self._pending, {}
-        self._unsent, self._payload = [], []
+        self._unsent, self._payload = 0, []
         for pending in pendings.values():
             future = pending.future
             if not future.done():

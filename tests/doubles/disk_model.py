@@ -44,6 +44,8 @@ class _Write:
     sure: bool = False
     """It was answered without an error, and the device has not lost its memory since: reads see it, or a newer one."""
     covered: bool = False
+    discard: bool = False
+    """It is a discard: the sector may be what this says, or what it was."""
 
 
 class _Request(NamedTuple):
@@ -83,9 +85,25 @@ class DiskModel:
         """It was answered.  With an error: each sector is old or new."""
         asked, now = self._requests.pop(request), self._tick()
         for at, write in enumerate(asked.writes, asked.sector):
-            write.end, write.sure = now, ok
-            if ok:
+            write.end = now
+            if ok and not write.discard and not self._discarded_since(at, write.begin):
+                write.sure = True
                 self._uncovered.append((at, write))
+
+    def discard_begins(self, sector: int, values: Sequence[Value]) -> int:
+        """A DISCARD is about to be submitted: a sector may become its value, or lose what is volatile of it, or
+        neither.  `write_ends` ends it.
+
+        The specification allows anything; a back end that makes holes, or does nothing, knows nothing else.
+        """
+        begin = self.write_begins(sector, values)
+        for write in self._requests[begin].writes:
+            write.discard = True
+        gone = range(sector, sector + len(values))
+        for at, write in self._uncovered:
+            write.sure &= at not in gone
+        self._uncovered = [(at, write) for at, write in self._uncovered if write.sure]
+        return begin
 
     def flush_begins(self) -> int:
         """A FLUSH is about to be submitted."""
@@ -170,6 +188,11 @@ class DiskModel:
         writes = self._sectors[sector]
         seen = [write for write in writes if write.sure and write.end is not None and write.end < since]
         return tuple(write.value for write in writes if not any(_before(write, newer) for newer in seen))
+
+    def _discarded_since(self, sector: int, begin: int) -> bool:
+        """Whether a discard of the sector has been under way since then, and may have come later."""
+        writes = self._sectors[sector]
+        return any(write.discard and (write.end is None or write.end > begin) for write in writes)
 
     def _tick(self) -> int:
         self._now += 1

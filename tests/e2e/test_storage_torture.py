@@ -86,9 +86,10 @@ class Replay:
 
     def _request(self, what: str, words: list[Any]) -> None:
         known = self.known
-        if what == "write":
+        if what in ("write", "discard"):
             number, sector, count, value = words
-            self._requests[number] = known.write_begins(sector, [value] * count), sector
+            begins = known.write_begins if what == "write" else known.discard_begins
+            self._requests[number] = begins(sector, [value] * count), sector
             for at in range(sector, sector + count):
                 self.last.pop(at, None)
         elif what == "flush":
@@ -271,6 +272,7 @@ def test_a_disk_survives(rig: Rig, victim: str, variant: str, well: bool) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(2, 8))
 @pytest.mark.parametrize("variant", ["inline", "mirror"])
 @pytest.mark.parametrize("victim", ["disk", "front", "hv0", "broker", "everybody"])

@@ -69,14 +69,17 @@ class Trouble(NamedTuple):
 
 Plan = list[Batch | Trouble]
 
-KINDS = (BlkType.IN, BlkType.OUT, BlkType.OUT, BlkType.OUT, BlkType.WRITE_ZEROES, BlkType.FLUSH)
+KINDS = (
+    BlkType.IN, BlkType.OUT, BlkType.OUT, BlkType.OUT, BlkType.WRITE_ZEROES, BlkType.FLUSH,
+    BlkType.DISCARD,
+)  # fmt: skip
 asks = st.builds(Ask, st.sampled_from(KINDS), st.integers(0, SECTORS - 1), st.sampled_from((1, 2, 3, 9, 20)))
 batches = st.lists(asks, min_size=1, max_size=4).flatmap(
     lambda found: st.builds(Batch, st.just(tuple(found)), st.one_of(st.none(), st.none(), st.integers(0, len(found))))
 )
 troubles = st.one_of(
     st.builds(Trouble, st.integers(0, 12), st.booleans()),
-    st.builds(Trouble, fails=st.sampled_from(("flush", "pwrite", "zero"))),
+    st.builds(Trouble, fails=st.sampled_from(("flush", "pwrite", "zero", "punch"))),
 )
 plans = st.tuples(
     st.lists(st.one_of(batches, batches, batches, troubles), min_size=1, max_size=14), st.integers(0, 1 << 16)
@@ -159,7 +162,8 @@ class Torture:
         else:
             values = [ZEROS] * count
             header, data = struct.pack("<IIQ", ask.kind, 0, 0), SEGMENT.pack(sector, count, 0)
-        write = known.write_begins(sector, values)
+        begins = known.discard_begins if ask.kind == BlkType.DISCARD else known.write_begins
+        write = begins(sector, values)
         return Chain(header + data, 1), lambda answer: known.write_ends(write, answer == OK)
 
     def _was_read(self, read: int, answer: bytes) -> None:
@@ -191,7 +195,7 @@ def test_a_disk_that_dies_at_any_moment(plan: tuple[Plan, int]) -> None:
 
 @pytest.mark.long
 @given(plans)
-@settings(max_examples=15000)
+@settings(max_examples=8000)
 def test_a_disk_that_dies_at_any_moment_very_often(plan: tuple[Plan, int]) -> None:
     """The same, more of it."""
     steps, seed = plan
@@ -280,6 +284,26 @@ def test_writes_at_the_same_time_come_in_any_order() -> None:
     known.write_ends(one)
     known.flush_ends(known.flush_begins())
     assert known.possible(0) == (1, 2)
+
+
+def test_what_a_discard_leaves() -> None:
+    """What was stable, or nothing; what was volatile is not sure any more, nor what is written beside it."""
+    known = DiskModel(2, 0)
+    known.write_ends(known.write_begins(0, [1, 1]))
+    known.flush_ends(known.flush_begins())
+    known.write_ends(known.write_begins(0, [2]))
+    beside = known.write_begins(1, [3])
+    discard = known.discard_begins(0, [0, 0])
+    known.write_ends(beside)
+    for value in (0, 1, 2):
+        assert known.read_ends(known.read_begins(0, 1), [value]) == []
+    known.write_ends(discard)
+    known.flush_ends(known.flush_begins())
+    assert (set(known.possible(0)), set(known.possible(1))) == ({0, 1, 2}, {0, 1, 3})
+    known.write_ends(known.write_begins(0, [4, 4]))
+    assert len(known.read_ends(known.read_begins(0, 2), [0, 1])) == 2
+    known.flush_ends(known.flush_begins())
+    assert (known.possible(0), known.possible(1)) == ((4,), (4,))
 
 
 def test_what_a_read_may_see() -> None:

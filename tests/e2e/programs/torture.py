@@ -96,7 +96,11 @@ class Torturer:
                 await self._safely(self._flush, once=True)
             else:
                 count = chance.choice(LENGTHS)
-                act = self._read if draw < 0.45 else self._zero if draw < 0.5 else self._write
+                act = self._write
+                for below, other in ((0.45, self._read), (0.5, self._zero), (0.52, self._discard)):
+                    if draw < below:
+                        act = other
+                        break
                 await self._safely(partial(act, chance.randrange(self.span - count + 1), count), once=True)
             if chance.random() < 0.05:
                 await asyncio.sleep(chance.random() * 0.02)
@@ -151,6 +155,12 @@ class Torturer:
         number = self.journal.number()
         self.journal.add("write", number, sector, count, 0)
         await self.disk.device.write_zeroes(sector, count)
+        self.journal.add("written", number)
+
+    async def _discard(self, sector: int, count: int) -> None:
+        number = self.journal.number()
+        self.journal.add("discard", number, sector, count, 0)
+        await self.disk.device.discard(sector, count)
         self.journal.add("written", number)
 
     async def _read(self, sector: int, count: int) -> None:
