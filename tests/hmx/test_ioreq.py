@@ -131,9 +131,8 @@ def test_grant_operations() -> None:
 
 def test_grant_numbers() -> None:
     """GTF_*, GNTST_*, GNTMAP_*, GNTCOPY_*."""
-    assert [int(GrantFlag[name]) for name in ("PERMIT_ACCESS", "ACCEPT_TRANSFER", "READONLY", "READING", "WRITING")] == [
-        1, 2, 4, 8, 16,
-    ]  # fmt: skip
+    names = ("PERMIT_ACCESS", "ACCEPT_TRANSFER", "READONLY", "READING", "WRITING")
+    assert [int(GrantFlag[name]) for name in names] == [1, 2, 4, 8, 16]
     assert [int(each) for each in GrantStatus] == list(range(0, -14, -1))
     assert [int(each) for each in (MapFlag.DEVICE_MAP, MapFlag.HOST_MAP, MapFlag.READONLY)] == [1, 2, 4]
     assert (int(CopyFlag.SOURCE_GREF), int(CopyFlag.DEST_GREF)) == (1, 2)

@@ -34,8 +34,8 @@ class Figures:
 NAMES: Final = tuple(field.name for field in fields(Figures))
 
 COALESCE: Final = frozenset({"interrupts", "hypercalls", "exits_l0", "exits_l1", "exits_l2", "round_trips"})
-"""What depends on who is awake: a run in processes may differ there from one in virtual time.  Round trips are among it,
-since an interrupt that coalesces with another one saves the accesses that would have acknowledged it.
+"""What depends on who is awake: a run in processes may differ there from one in virtual time.  Round trips are among
+it, since an interrupt that coalesces with another one saves the accesses that would have acknowledged it.
 """
 
 
