@@ -1,9 +1,9 @@
 """A virtio-iommu that the hypervisor itself serves: it guards what a device model's DMA operations may reach.
 
 Experimental: Xen has no IOMMU for its HVM guests.  The device is VIRTIO's (1.4, 5.13) behind virtio-mmio registers,
-which the hypervisor emulates without an I/O request.  The guest attaches endpoints (a device is the endpoint of its window's
-index) to domains and maps what their devices may reach; the hypervisor consults those lists before it copies.  An
-endpoint without a domain reaches nothing: there is no bypass.  Faults are refused and counted, not reported.
+which the hypervisor emulates without an I/O request.  The guest attaches endpoints (a device is the endpoint of its
+window's index) to domains and maps what their devices may reach; the hypervisor consults those lists before it copies.
+An endpoint without a domain reaches nothing: there is no bypass.  Faults are refused and counted, not reported.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from guest_node.virtio.models.store import Buffer
 
 SECTOR = 512
 LENGTHS = (1, 1, 2, 3, 8, 9, 64)
+ACTS, WEIGHTS = ("write", "read", "flush", "zero", "discard", "reset"), (48, 32, 12, 5, 2, 1)
 REVIVE = 0.02
 
 
@@ -89,19 +90,12 @@ class Torturer:
         stop = self.arguments["stop"]
         chance = random.Random(self.guest.random.getrandbits(64) + self.journal.life)  # another course in each life
         while not os.access(stop, os.F_OK):
-            draw = chance.random()
-            if draw < 0.01:
+            kind, count = chance.choices(ACTS, WEIGHTS)[0], chance.choice(LENGTHS)
+            place = chance.randrange(self.span - count + 1), count
+            if kind == "reset":
                 await self._revive(self._starts)
-            elif draw < 0.13:
-                await self._safely(self._flush, once=True)
             else:
-                count = chance.choice(LENGTHS)
-                act = self._write
-                for below, other in ((0.45, self._read), (0.5, self._zero), (0.52, self._discard)):
-                    if draw < below:
-                        act = other
-                        break
-                await self._safely(partial(act, chance.randrange(self.span - count + 1), count), once=True)
+                await self._safely(partial(getattr(self, f"_{kind}"), *(() if kind == "flush" else place)), once=True)
             if chance.random() < 0.05:
                 await asyncio.sleep(chance.random() * 0.02)
 
