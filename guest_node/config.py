@@ -21,7 +21,7 @@ class DeviceConfig:
         variant: How virtio-argo moves data: inline or mirror.
         queues: Queues of requests that the front end uses, at most.
         window: Of virtio-mmio: which of the machine's register windows (hmx/ioreq.py).
-        access: Of virtio-mmio: how the back end reaches the guest's memory: foreign, grant-map, grant-copy or dma.
+        access: Of virtio-mmio: how the back end reaches the guest's memory: a row of guest_node/programs/back_mmio.py.
         backend: Of virtio-mmio: domain id of the guest that serves it.
     """
 
@@ -47,7 +47,7 @@ class FrontConfig:
         type: What it is.
         port: The port of the service that it asks for, which says what of this guest's serves it.
         window: Which of the machine's register windows.
-        access: How that guest's memory is reached: foreign, grant-map, grant-copy or dma.
+        access: How that guest's memory is reached: a row of guest_node/programs/back_mmio.py.
     """
 
     guest: str

@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from guest_node.config import DeviceConfig, FrontConfig
 from guest_node.drivers.core import ArgoDriver
@@ -32,8 +32,21 @@ if TYPE_CHECKING:
     from guest_node.kernel.boot import Kernel
     from guest_node.virtio.grant_table import GrantTable
 
+RESULTS_MOST: Final = 48 * 1024
+"""Bytes of JSON.  A report is one record in one frame of the broker's (64 KiB), and the guest's counters are in it."""
+
 Program = Callable[["Guest"], Awaitable[int | None]]
 """A program: returns its exit code, None meaning 0."""
+
+
+def fits(results: Mapping[str, Any]) -> None:
+    """Raise ValueError for results that are too large for a report, TypeError and ValueError for what is no JSON."""
+    size = len(json.dumps(results, allow_nan=False))
+    if size > RESULTS_MOST:
+        raise ValueError(
+            f"guest.result: the report would be {size} bytes of JSON, and may be {RESULTS_MOST}: write a file "
+            "(guest.files.create_output) and report its name"
+        )
 
 
 class Guest:
@@ -116,9 +129,10 @@ class Guest:
     def result(self, **fields: Any) -> None:
         """Add `fields` to the guest's report; a later value of a field replaces an earlier one.
 
-        Raises TypeError for what JSON does not know.
+        Raises TypeError and ValueError for what JSON does not know, and ValueError if the report would be larger than
+        `RESULTS_MOST`: it is for figures.  More goes to a file (`guest.files.create_output`).
         """
-        json.dumps(fields, allow_nan=False)
+        fits({**self.results, **fields})
         self.results.update(fields)
 
     async def run(self, program: Program) -> int:

@@ -11,11 +11,11 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from guest_node.config import GuestConfig
 from guest_node.files import Files
-from guest_node.guest import Guest, Program
+from guest_node.guest import Guest, Program, fits
 from guest_node.kernel.argo import GuestMemoryView
 from guest_node.kernel.boot import BootError, Kernel, Machine, boot
 from guest_node.programs import LoadError, load
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import random
 
 FAILED = 1
+REASON_MOST: Final = 2000
+"""Characters of an error in the verdict: more is nothing to read there, and need not fit the broker's frame."""
 _ARCH = ("traps", "interrupts_delivered", "interrupts_spurious", "interrupts_coalesced")
 
 
@@ -92,7 +94,12 @@ async def live(config: GuestConfig, vcpus: Sequence[Vcpu], memory: GuestMemoryVi
         world.gone.add_done_callback(lambda gone: None if gone.cancelled() else guest.end(gone.result()))
     world.tell(["ready"])
     ending = await _run(program, guest, world)
-    world.tell(["event", "result", config.name, json.dumps({**guest.results, **counters(kernel, world.coalesced())})])
+    results = guest.results
+    try:
+        fits(results)
+    except (TypeError, ValueError) as error:  # a list, say, that grew after it had been reported
+        ending, results = _raised(error, world), {}
+    world.tell(["event", "result", config.name, json.dumps({**results, **counters(kernel, world.coalesced())})])
     return ending
 
 
@@ -116,6 +123,8 @@ async def _run(program: Program, guest: Guest, world: World) -> Ending:
 def _raised(error: Exception, world: World) -> Ending:
     world.log("".join(traceback.format_exception(error)))
     words = " ".join(str(error).split())
+    if len(words) > REASON_MOST:
+        words = f"{words[:REASON_MOST]}... (all of it is in the log)"
     return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + words if words else ''}")
 
 

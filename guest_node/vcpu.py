@@ -114,6 +114,8 @@ class Vcpu(Interruptible):
             done = self._spin_for(seq)
             if done is not None:
                 return completion(done)
+            if self._stopped is not None:  # while it waited
+                raise self._stopped
 
     # -- many frames at once, for the kernel ----
 

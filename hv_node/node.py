@@ -1,23 +1,19 @@
-"""A hypervisor as a process: one thread, one epoll set, the core behind it.
+"""A hypervisor as a process: the core, what its plan has it made of, and whom it talks to.
 
-Sources are the guests' bells (eventfds, edge-triggered and never read), the attach socket and its connections, and the
-broker link.  Each has a bounded turn.  While any vCPU is awake the loop polls its submission ring between turns and
-yields the CPU; a vCPU that stays empty is put to sleep one by one, and when none is awake the process waits in epoll.
+It has one thread and one epoll set (hv_node/turns.py).  Here it is made, and here is what the broker, the agent and the
+roster of its domains have to tell it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import os
 import select
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.client import JoinRefused, JoinTimeout, ZmqLink
@@ -29,11 +25,11 @@ from hmx.trap import Arch
 from hv_node.argo.options import parse_options
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.doors.tables import PERSONALITIES
-from hv_node.hvm import TURN, Hvm, Vcpu
+from hv_node.hvm import Hvm
 from hv_node.hypervisor import Hypervisor
 from hv_node.lobby import Lobby
-from hv_node.promptness import SOON_NS, Promptness
 from hv_node.roster import Roster
+from hv_node.turns import Turns
 from hv_node.uplinks.around import is_joined, parents_of
 from hv_node.xsm import xsm_by_name
 
@@ -42,11 +38,6 @@ if TYPE_CHECKING:
     from hv_node.uplinks.fabric import FabricUplink
     from hv_node.uplinks.joint import Joint
 
-HEARTBEAT_S: Final = 0.5
-YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
-POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
-LOOK_NS: Final = 5_000_000  # how exactly levels keep time: theirs are times of half a second and more
-SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
 JOIN_S: Final = 10.0
 EXIT_INFRASTRUCTURE: Final = 4
 
@@ -58,10 +49,7 @@ class Node(Turns):
         options, ret = parse_options(config.argo_cmdline)
         if ret:
             print(f"argo={config.argo_cmdline}: error {ret}; what was understood of it is kept", flush=True)
-        self.config = config
-        self.link = link
-        self.host = HostCounters()
-        self.core = Hypervisor(
+        core = Hypervisor(
             PERSONALITIES[config.personality, Arch[config.arch.upper()]],
             config.cpu,
             options,
@@ -74,26 +62,11 @@ class Node(Turns):
             iommus=config.iommus,
             parents=parents_of(config),
         )
-        self._crashed: list[str] = []
-        self.core.on_crash = lambda domain: self._crashed.append(domain.name)
-        self.roster = Roster(config, self.core, self)
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._active: dict[Vcpu, None] = {}
-        self._parked: dict[Vcpu, None] = {}  # whose frames wait behind one that is pending
-        self._deaf_ns = 0  # spent on frames since the descriptors were looked at: who rings meanwhile is not heard
-        self._promptness = Promptness()
-        self._stirred = False  # something happened since
-        self._looked_ns = 0  # when the level last looked what is due
-        self._held_ns: int | None = None  # until when answers wait for what goes the same way
-        self._stopping = False
-        self._link_busy = self._link_heard = False
+        super().__init__(core, link)
+        self.config = config
         self.failure = ""
-        self._mirrored = False  # something was said to a guest on another host, and has not left
+        self.roster = Roster(config, core, self)
         link.on_record = self._on_record
-        self.joint: Joint | None = None
-        self.ascent: Ascent | None = None
-        self._fabric: FabricUplink | None = None
         if is_joined(config):
             self.joint = self._join()
             if config.parent:

@@ -15,7 +15,7 @@ from topologies.scalars import Keys, Name
 DeviceName = Literal["blk", "net", "console", "rng", "vsock"]
 TransportName = Literal["virtio-argo", "virtio-mmio"]
 Variant = Literal["inline", "mirror"]
-Access = Literal["foreign", "grant-map", "grant-copy", "dma"]
+Access = Literal["foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings"]
 
 
 class DeviceType(NamedTuple):

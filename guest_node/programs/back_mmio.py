@@ -37,9 +37,11 @@ class Way(NamedTuple):
 
 WAYS: Final = (
     Way("foreign", lambda xen, target: ForeignAccess(xen, target), False),
+    Way("foreign-kept", lambda xen, target: ForeignAccess(xen, target, keep=True), False),
     Way("grant-map", lambda xen, target: GrantMapAccess(xen, target), True),
     Way("grant-copy", lambda xen, target: GrantCopyAccess(xen, target), True),
     Way("dma", lambda xen, target: DmaAccess(xen, target), False),
+    Way("dma-rings", lambda xen, target: DmaAccess(xen, target, ForeignAccess(xen, target)), False),
 )
 
 

@@ -17,7 +17,7 @@ from hmx.virtio.memory import Buffer
 from hmx.virtio.msg import MsgId
 
 MOST_BUFFERS: Final = 7  # a sendv takes 8 iovs
-SMALL: Final = 4096  # buffers below are joined rather than given an iov of their own
+SMALL: Final = 8192  # buffers below are joined rather than given an iov of their own
 SMALLEST_MESSAGE: Final = 256  # Argo messages that a peer must take: the longest control message, and some progress
 _HALF: Final = 512  # ... of rings whose half is smaller, the whole is used
 _MOST: Final = 1 << 18
@@ -215,7 +215,10 @@ def _fill(units: Iterable[Unit], limit: int) -> Iterator[list[Buffer]]:
 
 
 def few(buffers: list[Buffer]) -> list[Buffer]:
-    """The same bytes in at most 7 buffers, none of them empty: small neighbours are joined, if need be all."""
+    """The same bytes in at most 7 buffers, none of them empty: small neighbours are joined, if need be larger ones.
+
+    Whatever is joined is copied once more, so it is those neighbours that hold the fewest bytes.
+    """
     if len(buffers) <= MOST_BUFFERS and all(buffers):
         return buffers
     joined: list[Buffer] = []
@@ -231,4 +234,9 @@ def few(buffers: list[Buffer]) -> list[Buffer]:
     if run:
         joined.append(b"".join(run))
     joined = [buffer for buffer in joined if buffer]
-    return joined if len(joined) <= MOST_BUFFERS else [b"".join(joined)]
+    over = len(joined) - MOST_BUFFERS
+    if over > 0:
+        sizes = [*map(len, joined)]
+        start = min(range(MOST_BUFFERS), key=lambda at: sum(sizes[at : at + over + 1]))
+        joined[start : start + over + 1] = [b"".join(joined[start : start + over + 1])]
+    return joined

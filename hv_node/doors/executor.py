@@ -16,6 +16,7 @@ from hmx.memory import FAULT
 from hmx.notify import MODES, NotifyOp
 from hmx.trap import KNOWN_FLAGS, MAX_REGS, Arch, FrameFlag, Kind, Outcome, Vector, X86Reg, int32
 from hmx.uxen_enum import MAX_UNITS, STORAGE_PORT
+from hmx.v4v.abi import Op as V4vOp
 from hmx.xen import Hypercall
 from hv_node.argo.core import Argo
 from hv_node.doors.composition import Composition, Resolution
@@ -36,6 +37,7 @@ _M32: Final = 0xFFFF_FFFF
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ASYNC: Final = int(FrameFlag.ASYNC)
 _DONE: Final = int(Outcome.DONE)
+_V4V_SENDS: Final = frozenset({int(V4vOp.SEND), int(V4vOp.SENDV)})
 _IMMEDIATE: Final = frozenset({Kind.HVC, Kind.SMC})
 _OURS: Final = frozenset(int(operation) for operation in NotifyOp)
 _SELECTORLESS: Final = frozenset({Kind.VMCALL, Kind.VMMCALL, Kind.HLT_WFI})
@@ -239,7 +241,12 @@ class Executor:
         call.vcpu.hvm.counters.hypercalls += 1
         if self._v4v is None:
             return -Errno.ENOSYS & _M64
-        return self._v4v.op(call.vcpu.hvm.domain, op, *arguments, ctx=call.ctx) & _M64
+        ret = self._v4v.op(call.vcpu.hvm.domain, op, *arguments, ctx=call.ctx)
+        if op in _V4V_SENDS and ret >= 0:
+            counters = call.vcpu.hvm.counters
+            counters.messages += 1
+            counters.bytes_copied += ret
+        return ret & _M64
 
     def storage_units(self, call: Call) -> tuple[int, ...]:
         """The v4v storage units of the calling guest: those for which the device model has a ring."""

@@ -24,6 +24,15 @@ async def forever(guest):
 async def raises(guest):
     raise ValueError("no such luck")
 
+async def boasts(guest):
+    guest.result(a="x" * 600000)
+
+async def rants(guest):
+    raise ValueError("no " * 100000)
+
+async def reports(guest):
+    guest.result(a="x" * 49130)
+
 async def leaves(guest):
     return guest.arguments["code"]
 

@@ -32,6 +32,8 @@ def test_a_program_of_the_user_s_own(rig: Rig) -> None:
         ("raises", {}, 1, "guest app ended with exit code 1: the program raised ValueError: no such luck"),
         ("leaves", {"code": 3}, 1, "guest app ended with exit code 3"),
         ("dies", {}, 5, "guest app was killed by SIGKILL"),
+        ("boasts", {}, 1, "guest app ended with exit code 1: the program raised ValueError: guest.result: the report"),
+        ("rants", {}, 1, "guest app ended with exit code 1: the program raised ValueError: no no no"),
     ],
 )
 def test_a_guest_that_fails_ends_the_run(
@@ -49,6 +51,35 @@ def test_a_guest_that_fails_ends_the_run(
     if program == "raises":
         log = next(line.split("its log: ")[1] for line in done.stderr.splitlines() if "its log: " in line)
         assert "ValueError: no such luck" in Path(log).read_text()
+
+
+def test_the_largest_report(rig: Rig) -> None:
+    """It arrives whole, with the guest's counters in the same record."""
+    done = rig.run("run", rig.topology(lab(guest("app", "reports"))), "--format", "json")
+    assert done.returncode == 0, done.stderr
+    app = next(node for node in json.loads(done.stdout)["nodes"] if node["name"] == "app")
+    assert len(app["result"]["a"]) == 49130 and app["counters"]["arch"]["traps"] > 0
+
+
+ROGUE = """
+name: rogue
+hypervisors: {{hv0: {{argo: {{mac-permissive: true}}}}}}
+guests:
+  app: {{on: hv0, devices: [{{type: rng, transport: virtio-mmio}}], program: "mine:{program}"}}
+  model: {{on: hv0, program: "mine:model"}}
+destinations: [{{from: app, service: rng, to: model}}]
+"""
+
+
+@pytest.mark.parametrize(("runtime", "program"), [("processes", "uses"), ("processes", "waits"), ("inline", "uses")])
+def test_a_guest_whose_domain_crashes(rig: Rig, runtime: str, program: str) -> None:
+    """Its device model broke the protocol of ioreq.h: Xen crashes the domain, and the verdict says so."""
+    rig.program((Path(__file__).parent / "programs" / "rogue.py").read_text())
+    done = rig.run("run", rig.topology(ROGUE.format(program=program)), "--runtime", runtime)
+    assert done.returncode == 1, done.stderr
+    assert "guest app ended with exit code 4: its domain crashed: vCPU 0: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert rig.leftovers() == []
 
 
 def test_checks_that_expect_failures(rig: Rig) -> None:

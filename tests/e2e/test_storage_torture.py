@@ -122,9 +122,7 @@ def sectors(data: bytes) -> list[int]:
 class Lab:
     """The lab of one test, its journal, and what was found wrong up to now."""
 
-    def __init__(
-        self, rig: Rig, seed: int, *, variant: str, server: str = "builtin:blk-server", depth: int = 4
-    ) -> None:
+    def __init__(self, rig: Rig, seed: int, *, variant: str, server: str, depth: int = 4) -> None:
         shutil.copy(torture.__file__, rig.topologies / "torture.py")
         self.rig = rig
         self.chance = random.Random(seed)
@@ -145,7 +143,7 @@ class Lab:
         wanted = self._answers() + self.chance.randint(least, most)
         wait_until(lambda: self._command.poll() is not None or self._answers() >= wanted, WITHIN)
         wait_until(lambda: self._command.poll() is not None or self._all_up(), WITHIN)
-        assert self._command.poll() is None, finish(self._command).stderr
+        assert self._command.poll() is None, self._last_words(finish(self._command))
         time.sleep(self.chance.random() * 0.02)
 
     def kill(self, victim: str) -> None:
@@ -168,7 +166,7 @@ class Lab:
         """Have the front end stop, flush and read everything: the image is what it read."""
         (self.rig.runtime / "stop").touch()
         done = finish(self._command, WITHIN)
-        assert done.returncode == 0, (done.stderr, done.stdout)
+        assert done.returncode == 0, self._last_words(done)
         replay = self._check("the image at the end")
         assert replay.counts["done"] == 1
         found = sectors(self._image.read_bytes())
@@ -200,6 +198,10 @@ class Lab:
         self.complaints += replay.image(image, where)
         self.unsure.append(replay.known.unsure())
         return replay
+
+    def _last_words(self, done: subprocess.CompletedProcess[str]) -> str:
+        logs = (f"{path.parent.name}: {path.read_text()[-2000:]}" for path in self.rig.base.glob("*/nodes/*/log"))
+        return "\n".join((done.stderr, done.stdout, *logs))
 
     def _agent(self) -> int:
         found: int = self.rig.states()[0]["agent"]["pid"]
@@ -245,10 +247,15 @@ def check(lab: Lab, replay: Replay, rounds: int) -> None:
         assert replay.counts["failed"] >= lab.killed["disk"], "its front end noticed each death"
 
 
+SERVER, SMALL = "builtin:blk-server", "torture:small_cache"
 CASES = (
-    ("disk", "inline", True), ("disk", "mirror", False), ("front", "mirror", True), ("hv0", "inline", True),
-    ("broker", "inline", True), ("everybody", "mirror", False),
-)  # fmt: skip
+    ("disk", "inline", SERVER, True),
+    ("disk", "mirror", SMALL, False),
+    ("front", "mirror", SERVER, True),
+    ("hv0", "inline", SMALL, True),
+    ("broker", "inline", SERVER, True),
+    ("everybody", "mirror", SERVER, False),
+)
 EVERYBODY = ("disk", "front", "hv0", "broker")
 
 
@@ -262,11 +269,11 @@ def victims_of(victim: str, seed: int, rounds: int) -> list[str]:
     return order[:rounds]
 
 
-@pytest.mark.parametrize(("victim", "variant", "well"), CASES)
-def test_a_disk_survives(rig: Rig, victim: str, variant: str, well: bool) -> None:
+@pytest.mark.parametrize(("victim", "variant", "server", "well"), CASES)
+def test_a_disk_survives(rig: Rig, victim: str, variant: str, server: str, well: bool) -> None:
     """Two deaths of each, four of everybody, and an end: in peace, or SIGKILL for all."""
     rounds = 4 if victim == "everybody" else 2
-    lab = Lab(rig, 1, variant=variant)
+    lab = Lab(rig, 1, variant=variant, server=server)
     replay = torment(lab, victims_of(victim, 1, rounds), well=well)
     check(lab, replay, rounds)
 
@@ -279,7 +286,7 @@ def test_a_disk_survives(rig: Rig, victim: str, variant: str, well: bool) -> Non
 def test_a_disk_survives_more(rig: Rig, victim: str, variant: str, seed: int) -> None:
     """More deaths, as many as a node is started again in a minute, at other points, with more requests under way."""
     rounds = 12 if victim == "everybody" else 5
-    lab = Lab(rig, seed, variant=variant, depth=seed * 3)
+    lab = Lab(rig, seed, variant=variant, server=(SERVER, SMALL)[seed // 2 % 2], depth=seed * 3)
     replay = torment(lab, victims_of(victim, seed, rounds), well=seed % 2 == 0)
     check(lab, replay, rounds)
 

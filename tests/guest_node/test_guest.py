@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from guest_node.files import DirectoryFiles, safe_name
-from guest_node.guest import Guest
+from guest_node.guest import RESULTS_MOST, Guest
 from tests.doubles.argo_rig import simulate
 from tests.doubles.guests import Lab
 
@@ -93,6 +93,20 @@ def test_results_are_merged_and_checked() -> None:
             guest.result(e=float("nan"))
 
     assert run(main)[1].results == {"a": 1, "b": [1, 2], "c": None}
+
+
+def test_a_report_that_is_too_large() -> None:
+    """It is refused at the call that would make it so, with the limit and the way out; what was reported stays."""
+
+    async def main(guest: Guest) -> None:
+        guest.result(a="x" * (RESULTS_MOST // 2))
+        with pytest.raises(ValueError, match=rf"may be {RESULTS_MOST}: write a file \(guest\.files\.create_output\)"):
+            guest.result(b="x" * (RESULTS_MOST // 2))
+        guest.result(a="x" * (RESULTS_MOST - len('{"a": ""}')))
+        with pytest.raises(ValueError):
+            guest.result(a="\N{SNOWMAN}" * (RESULTS_MOST // 6))
+
+    assert len(run(main)[1].results["a"]) == RESULTS_MOST - 9
 
 
 def test_what_a_guest_offers() -> None:

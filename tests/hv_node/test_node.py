@@ -15,8 +15,9 @@ from broker.frames import Lane
 from hmx.attach import Request, pack_request, unpack_reply
 from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.hvm import TURN
-from hv_node.node import SLICE_NS, Node
+from hv_node.node import Node
 from hv_node.promptness import SOON_NS, SURE
+from hv_node.turns import SLICE_NS
 
 TOKEN = bytes(range(16))
 

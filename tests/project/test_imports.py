@@ -67,8 +67,8 @@ BANS = (
         "hv_node/*",
         SANS_IO,
         (
-            "hv_node/node.py", "hv_node/roster.py", "hv_node/attach.py", "hv_node/lobby.py", "hv_node/conform.py",
-            "hv_node/uplinks/ascent.py",
+            "hv_node/node.py", "hv_node/turns.py", "hv_node/roster.py", "hv_node/attach.py", "hv_node/lobby.py",
+            "hv_node/conform.py", "hv_node/uplinks/ascent.py",
         ),
         "the hypervisor's core does no I/O",
     ),

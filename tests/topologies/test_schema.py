@@ -96,7 +96,9 @@ def test_devices() -> None:
     assert literals_at((*device, "type")) == ("blk", "net", "console", "rng", "vsock")
     assert literals_at((*device, "transport")) == ("virtio-argo", "virtio-mmio")
     assert literals_at((*device, "variant")) == ("inline", "mirror")
-    assert literals_at((*device, "access")) == ("foreign", "grant-map", "grant-copy", "dma")
+    assert literals_at((*device, "access")) == (
+        "foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings",
+    )
     asked = ("blk", "net", "console", "rng", "vsock")
     lines = "".join(f"  - {{from: app, service: {name}, to: b}}\n" for name in ("storage", *asked[1:]))
     devices = ", ".join(f"{{type: {name}}}" for name in asked)

@@ -187,6 +187,12 @@ class LabCore:
         """`origin` reported an event."""
         if len(self._events) < EVENTS_KEPT:
             self._events.append((origin, code, *fields))
+        match (code, *fields):
+            case ("domain-crashed", str(name), int(domid), str(words)):
+                node = self._nodes.get(name)
+                if node is not None and (node.spec.hypervisor, node.domid) == (origin, domid):
+                    # All that the guest itself knows is that it has no hypervisor any more.
+                    node.detail = f"its domain crashed: {words}"
 
     def stop(self, fault: Fault | None, now: int) -> None:
         """The lab is to go down now: for `fault`, or (None) because somebody may ask for it."""

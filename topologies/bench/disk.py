@@ -91,7 +91,7 @@ async def read_disk(guest: Guest) -> None:
             flying.append((place, await submit(place * each, each)))
         placed = min(count, placed + step)
         await kick()
-        if placed - done < depth and placed < count:
+        if placed - done + step <= depth and placed < count:
             continue
         if not timed and done >= warm:
             timed = count - done

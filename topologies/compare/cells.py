@@ -39,7 +39,7 @@ class Way(NamedTuple):
     """One design: the transport, how its back end reaches the front end's memory, and which works it can carry."""
 
     name: str
-    transport: str  # virtio-argo | virtio-mmio | v4v | none
+    transport: str  # virtio-argo | virtio-mmio | v4v
     variant: str  # of virtio-argo
     access: str  # of virtio-mmio and of introspection
     kinds: tuple[str, ...]
@@ -51,9 +51,12 @@ WAYS: Final = (
     Way("argo-inline", "virtio-argo", "inline", "", _VIRTIO),
     Way("argo-mirror", "virtio-argo", "mirror", "", _VIRTIO),
     Way("mmio-foreign", "virtio-mmio", "", "foreign", _VIRTIO),
+    Way("mmio-foreign-kept", "virtio-mmio", "", "foreign-kept", _VIRTIO),
     Way("mmio-grant-map", "virtio-mmio", "", "grant-map", _VIRTIO),
     Way("mmio-grant-copy", "virtio-mmio", "", "grant-copy", _VIRTIO),
     Way("mmio-dma", "virtio-mmio", "", "dma", _VIRTIO),
+    Way("mmio-dma-rings", "virtio-mmio", "", "dma-rings", _VIRTIO),
+    Way("v4v", "v4v", "", "", _BLOCK),
     Way("map", "virtio-mmio", "", "foreign", ("peek",)),
     Way("dma", "virtio-mmio", "", "dma", ("peek",)),
 )
@@ -84,7 +87,7 @@ def cells(ways: tuple[Way, ...] = WAYS) -> Iterator[Cell]:
     """The cells that ship, in the order of the table."""
     for work in WORKS:
         for way in ways:
-            if work.kind in way.kinds:
+            if work.kind in way.kinds and (work.at_once == 1 or way.transport != "v4v"):  # uXen's has one under way
                 yield Cell(work, way)
     usual = next(work for work in WORKS if work.name == USUAL)
     for way in ways:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from guest_node.drivers.v4v import DM
+from guest_node.programs.scsi import Opcode, cdb
+from guest_node.programs.v4v_disk import Unit
 from guest_node.virtio.access import RemoteMemory
 from guest_node.virtio.access_dma import DmaAccess
 from guest_node.virtio.access_foreign import ForeignAccess
 from guest_node.virtio.drivers.blk import BlkDevice
 from guest_node.virtio.drivers.net import NetDevice
 from guest_node.virtio.xen_calls import XenCalls
+from hmx.argo.abi import Address
+from hmx.uxen_stor import RING
 from hmx.virtio.blk import SECTOR
 from hmx.virtio.chain import Segment
 
@@ -79,6 +84,23 @@ async def far(guest: Guest) -> None:
         await device.send(peer + device.mac + _GREETING[12:])
     _report(guest, transport)
     await asyncio.sleep(_LEAVING)
+
+
+async def units(guest: Guest) -> None:
+    """The same of a storage unit over v4v, as uXen's guests have it: SCSI in datagrams."""
+    arguments = guest.arguments
+    size, count = arguments["size"], arguments["requests"]
+    while not (ports := await guest.v4v.storage_ports()):  # noqa: ASYNC110  (nobody signals it)
+        await asyncio.sleep(GREETING)
+    async with await guest.v4v.datagram(ports[0], partner=DM, ring=RING) as socket:
+        socket.connect(Address(ports[0], DM))
+        unit, data, blocks = Unit(socket), bytes(size), size // SECTOR
+        for _ in range(count):
+            if arguments["kind"] == "write":
+                await unit.good(cdb(Opcode.WRITE, 0, blocks), data)
+            else:
+                await unit.good(cdb(Opcode.READ, 0, blocks), read=size)
+        await unit.good(cdb(Opcode.START_STOP_UNIT))
 
 
 def _report(guest: Guest, transport: Transport) -> None:

@@ -8,6 +8,7 @@ from topologies.compare.cells import NOTIFICATIONS, Cell, Way
 
 PROGRAMS: Final = "topologies.compare.guests"
 DISK: Final = "4MiB"
+MEMORY: Final = "16MiB"
 FRONTS: Final = {"read": "disk", "write": "disk", "frame": "network", "peek": "watched"}
 BACKS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "read": ("builtin:blk-server", {"blank": DISK}),
@@ -26,12 +27,37 @@ def levels(depth: int) -> list[str]:
 
 def topology(cell: Cell, requests: int) -> dict[str, Any]:
     """The lab in which `requests` requests are made."""
+    return _over_v4v(cell, requests) if cell.way.transport == "v4v" else _virtio(cell, requests)
+
+
+def _arguments(cell: Cell, requests: int) -> dict[str, Any]:
+    work = cell.work
+    return {"kind": work.kind, "size": work.size, "at_once": work.at_once, "requests": requests}
+
+
+def _checks(guests: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"guest": name, "expect": {"exit": 0}, "within": "60s"} for name in guests]
+
+
+def _over_v4v(cell: Cell, requests: int) -> dict[str, Any]:
+    """As uXen has it: a storage unit whose back end is the control domain."""
+    guests: dict[str, dict[str, Any]] = {
+        "front": {"storage": [0], "program": f"{PROGRAMS}:units", "with": _arguments(cell, requests)},
+        "back": {"control": True, "program": "builtin:v4v-store", "with": {"serves": {"front": [0]}}},
+    }
+    return {
+        "name": "compare",
+        "hypervisors": {OUTER: {"personality": "uxen"}},
+        "guests": {name: {"on": OUTER, "memory": MEMORY, **guest} for name, guest in guests.items()},
+        "checks": _checks(guests),
+    }
+
+
+def _virtio(cell: Cell, requests: int) -> dict[str, Any]:
     names = levels(cell.depth)
     is_net = cell.work.kind == "frame"
     service, kind = ("net", "net") if is_net else ("storage", "blk")
-    arguments = {
-        "kind": cell.work.kind, "size": cell.work.size, "at_once": cell.work.at_once, "requests": requests,
-    }  # fmt: skip
+    arguments = _arguments(cell, requests)
     user = {
         "on": names[-1],
         "devices": [{"type": kind, "transport": cell.way.transport, **_moves(cell.way)}],
@@ -51,11 +77,11 @@ def topology(cell: Cell, requests: int) -> dict[str, Any]:
         lines.append({"from": "far", "service": service, "to": "back"})
     return {
         "name": "compare",
-        "defaults": {"memory": "16MiB", "argo": {"mac-permissive": True}, **_asked_for(cell)},
+        "defaults": {"memory": MEMORY, "argo": {"mac-permissive": True}, **_asked_for(cell)},
         "hypervisors": {name: {"parent": names[at - 1]} if at else {} for at, name in enumerate(names)},
         "guests": guests,
         "destinations": lines,
-        "checks": [{"guest": name, "expect": {"exit": 0}, "within": "60s"} for name in guests],
+        "checks": _checks(guests),
     }
 
 

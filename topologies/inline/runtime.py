@@ -29,6 +29,7 @@ from hmx.trap import Arch
 from hmx.vcpu_area import GuestSide
 from hv_node.argo.options import parse_options
 from hv_node.config import HypervisorConfig
+from hv_node.domain import Domain
 from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
 from hv_node.uplinks.around import is_joined, parents_of
@@ -99,6 +100,7 @@ class _Lab:
         self._machines: dict[str, InlineMachine] = {}
         self._links: dict[str, FabricLink] = {}
         self._guests: dict[str, asyncio.Task[None]] = {}
+        self._crashes: dict[str, Callable[[], None]] = {}  # what to do when the domain of a guest that lives crashes
         self._down: asyncio.Future[None]
 
     async def run(self) -> Outcome:
@@ -259,6 +261,7 @@ class _Lab:
             doors=config.doors, notifications=config.notifications, storage=config.storage, parents=parents_of(config),
             device_models=config.device_models, iommus=config.iommus,
         )  # fmt: skip
+        core.on_crash = partial(self._crashed, core)
         machine = self._machines[config.name] = InlineMachine(
             core,
             self._random,
@@ -287,6 +290,14 @@ class _Lab:
         link.flush()
         if level is not None and config.parent:
             self._move_in(config, level, report)
+
+    def _crashed(self, core: Hypervisor, domain: Domain) -> None:
+        """A hypervisor, in the middle of a turn, crashed a domain: end the guest, whose end frees it."""
+        crashed = self._crashes.get(domain.name)
+        if crashed is None:
+            core.kill_domain(domain.domid)
+        else:
+            crashed()
 
     def _on_hypervisor_record(
         self, level: InlineLevel | None, _lane: Lane, record: Sequence[Any], payload: Any
@@ -330,17 +341,24 @@ class _Lab:
         machine = self._machines[config.hypervisor]
         lines: list[str] = []
         ending = Ending(0, "told to stop")
+        gone: asyncio.Future[BaseException] = self._loop.create_future()
         try:
             memory, areas, bells = machine.attach(config.domid)
             arch = Arch[config.arch.upper()]
             vcpus = [Vcpu(index, GuestSide(area, arch), bells[index]) for index, area in enumerate(areas)]
             files = DirectoryFiles(config.base_dir, config.output_dir, virtual=True)
             chance = generators(config.seed)
-            world = World(lambda record: self._tell(config.name, record), lines.append, files, *chance)
+            world = World(lambda record: self._tell(config.name, record), lines.append, files, *chance, gone)
+            self._crashes[config.name] = partial(_end_of_the_world, vcpus, gone, self._guests[config.name])
             ending = await live(config, vcpus, memory.guest, world)
         except asyncio.CancelledError:
-            pass
+            if gone.done():
+                ending = Ending(ExitCode.INFRASTRUCTURE, "")
         finally:
+            self._crashes.pop(config.name, None)
+            if gone.done() and ending.code:  # as in a process that lost its hypervisor
+                ending = Ending(ExitCode.INFRASTRUCTURE, str(gone.result()))
+                lines.append(ending.reason)
             machine.destroy_domain(config.domid)
             if config.hypervisor in self._levels:
                 self._levels[config.hypervisor].poke()
@@ -351,6 +369,16 @@ class _Lab:
         del self._guests[config.name]
         # The goodbye is a record, the end is not: let the record arrive first, as it does between processes.
         self._loop.call_later(0.001, self._end, config.name, ending.code)
+
+
+def _end_of_the_world(vcpus: Sequence[Vcpu], gone: asyncio.Future[BaseException], guest: asyncio.Task[None]) -> None:
+    """Whatever `guest` does with its vCPUs fails from now on, and whatever it waits for ends."""
+    if not gone.done():
+        error = ConnectionError("its hypervisor crashed its domain")
+        for vcpu in vcpus:
+            vcpu.stop(error)
+        gone.set_result(error)
+        guest.cancel()
 
 
 def _write_log(directory: Path, lines: Sequence[str]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tests.doubles.mirror import MirrorMemory
 from tests.topologies.inline.test_levels import MODE_WAYS
 from tests.topologies.inline.test_runtime import Silent, node
+from topologies.devices import Access
 from topologies.exitcodes import ExitCode
 from topologies.inline.runtime import InlineRuntime
 from topologies.load import load
@@ -156,7 +157,7 @@ destinations:
 
 
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("access", ["foreign", "grant-map", "grant-copy", "dma"])
+@pytest.mark.parametrize("access", get_args(Access))
 def test_every_device_over_virtio_mmio(tmp_path: Path, access: str, arch: str) -> None:
     """Registers, IOREQ and each way to reach memory carry all of them; net goes to a front end over Argo."""
     text = EVERY.format(how=f"transport: virtio-mmio, access: {access}", arch=arch)
@@ -165,7 +166,7 @@ def test_every_device_over_virtio_mmio(tmp_path: Path, access: str, arch: str) -
     for name in ("noise", "line", "switch", "sockets", "disk"):
         result = node(outcome, name).result
         assert result["round_trips"] > 20 and result["lost"] == result["trouble"] == 0
-        assert (result["copied_by_back_end"] > 0) == (access in ("foreign", "grant-map"))
+        assert (result["copied_by_back_end"] > 0) == (access in ("foreign", "foreign-kept", "grant-map"))
         assert (result["maps"] > 0) == (access != "dma")
     assert [node(outcome, name).result["wrong"] for name in "bcefg"] == [0] * 5
 
@@ -249,3 +250,31 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
     assert outcome.code == ExitCode.CHECK_FAILED
     assert "a read-only device" in node(outcome, "writer").result["error"]
     assert (tmp_path / "disk.img").read_bytes() == image()
+
+
+ROGUE = """
+name: rogue
+defaults: {argo: {mac-permissive: true}, memory: 6MiB}
+hypervisors: {hv0: {}}
+guests:
+  app: {on: hv0, vcpus: 2, devices: [{type: rng, transport: virtio-mmio}], program: "rogue:@"}
+  model: {on: hv0, program: "rogue:model"}
+destinations: [{from: app, service: rng, to: model}]
+checks: [{guest: app, expect: {exit: 4}, within: 50s}]
+"""
+PROGRAMS = Path(__file__).parents[2] / "e2e" / "programs"
+
+
+@pytest.mark.parametrize("program", ["uses", "waits", "spins"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_guest_whose_domain_crashes(tmp_path: Path, seed: int, program: str) -> None:
+    """Xen's domain_crash: the guest ends as one that lost its hypervisor, whatever it does just then."""
+    (tmp_path / "rogue.py").write_text((PROGRAMS / "rogue.py").read_text())
+    outcome, log = run(tmp_path, ROGUE.replace("@", program), seed)
+    assert outcome.code == ExitCode.OK, outcome.reasons
+    app = node(outcome, "app")
+    assert app.exit == ExitCode.INFRASTRUCTURE and app.detail.startswith("its domain crashed: vCPU 0: "), app
+    assert "-> 9" in app.detail
+    assert "crashed its domain" in (tmp_path / "run/nodes/app/log").read_text()
+    ended = next(json.loads(line)[0] for line in log if json.loads(line)[1:3] == ["app", "ended"])
+    assert ended < 10, "it was the crash that ended it, not the end of the lab"

@@ -125,6 +125,10 @@ def test_a_guest_that_never_ends_is_named(tmp_path: Path) -> None:
         ("return 7", ExitCode.CHECK_FAILED, "exit code 7"),
         ("raise SystemExit(3)", ExitCode.CHECK_FAILED, "exit code 3"),
         ("return None", ExitCode.OK, ""),
+        ("guest.result(a='x' * 49130)", ExitCode.OK, ""),
+        ("guest.result(a='x' * 600000)", ExitCode.CHECK_FAILED, "bytes of JSON, and may be 49152: write a file"),
+        ("grown = []; guest.result(a=grown); grown.append('x' * 60000)", ExitCode.CHECK_FAILED, "may be 49152"),
+        ("raise ValueError('no' * 100000)", ExitCode.CHECK_FAILED, "no... (all of it is in the log)"),
     ],
 )
 def test_how_programs_end(tmp_path: Path, body: str, code: ExitCode, words: str) -> None:
