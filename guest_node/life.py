@@ -122,10 +122,10 @@ async def _run(program: Program, guest: Guest, world: World) -> Ending:
 
 def _raised(error: Exception, world: World) -> Ending:
     world.log("".join(traceback.format_exception(error)))
-    words = " ".join(str(error).split())
-    if len(words) > REASON_MOST:
-        words = f"{words[:REASON_MOST]}... (all of it is in the log)"
-    return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + words if words else ''}")
+    said = " ".join(str(error).split())
+    if len(said) > REASON_MOST:
+        said = f"{said[:REASON_MOST]}... (all of it is in the log)"
+    return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + said if said else ''}")
 
 
 def counters(kernel: Kernel, coalesced: int = 0) -> dict[str, Any]:

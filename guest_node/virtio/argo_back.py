@@ -257,9 +257,7 @@ class ArgoBackend:
             raise MessageError(Reason.INVALID, f"messages of {asked.max_message} bytes, a window of {asked.window}")
         others = [*self._clients, *self._greeting]
         here = sum(address.domid == source.domid for address in others)
-        if source not in self._clients and (
-            len(others) >= self._limits.clients or here >= self._limits.of_a_domain
-        ):
+        if source not in self._clients and (len(others) >= self._limits.clients or here >= self._limits.of_a_domain):
             raise MessageError(Reason.STATE, "too many front ends")
         return variant
 

@@ -296,14 +296,19 @@ def refusal(header: BlkHeader, readable: int, writable: int, features: int) -> B
         return BlkStatus.UNSUPP
     if row.writes and features >> BlkFeature.RO & 1:
         return BlkStatus.IOERR
-    good = {
-        Data.NONE: not readable,
-        Data.READ: not readable and writable and not writable % SECTOR,
-        Data.WRITE: readable and not readable % SECTOR,
-        Data.ID: not readable and writable >= ID_SIZE,
-        Data.BYTES: not readable and writable,
-        Data.SEGMENTS: readable and not readable % SEGMENT.size,
-    }[row.data]
+    match row.data:
+        case Data.READ:
+            good = not readable and writable > 0 and not writable % SECTOR
+        case Data.WRITE:
+            good = readable > 0 and not readable % SECTOR
+        case Data.NONE:
+            good = not readable
+        case Data.ID:
+            good = not readable and writable >= ID_SIZE
+        case Data.BYTES:
+            good = not readable and writable > 0
+        case Data.SEGMENTS:
+            good = readable > 0 and not readable % SEGMENT.size
     return None if good else BlkStatus.IOERR
 
 

@@ -71,6 +71,8 @@ class PackedDriver(PackedEnd):
                 table = self._tables + 16 * self._entries * identity
                 self._memory.write(table, _table(readable, writable))
                 self._write(table, 16 * count, identity, INDIRECT, self._made)
+            elif self._first >= 0 and self._made % self.size + count <= self.size:
+                self._write_behind(readable, writable, identity, count)
             else:
                 at = self._made
                 for address, size in readable:
@@ -109,6 +111,21 @@ class PackedDriver(PackedEnd):
             self._memory.write(at, DESCRIPTOR.pack(address, size, identity, 0)[:FLAGS])
         else:
             self._memory.write(at, DESCRIPTOR.pack(address, size, identity, flags))
+
+    def _write_behind(
+        self, readable: Sequence[Segment], writable: Sequence[Segment], identity: int, count: int
+    ) -> None:
+        """Write a chain of `count` descriptors at once: behind others that wait for `publish`, within a lap."""
+        position = self._made
+        lap = AVAIL if position < self.size else USED
+        descriptors = []
+        for address, size in readable:
+            count -= 1
+            descriptors.append(DESCRIPTOR.pack(address, size, identity, NEXT | lap if count else lap))
+        for address, size in writable:
+            count -= 1
+            descriptors.append(DESCRIPTOR.pack(address, size, identity, WRITE | NEXT | lap if count else WRITE | lap))
+        self._memory.write(self._descriptors + 16 * (position % self.size), b"".join(descriptors))
 
     def publish(self) -> bool:
         """Make what was added available; whether the device wants a notification."""

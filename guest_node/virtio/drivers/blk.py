@@ -28,6 +28,7 @@ from hmx.virtio.blk import (
     BlkType,
     SegmentFlag,
 )
+from hmx.virtio.chain import QueueFull
 from hmx.virtio.features import feature_set, has
 from hmx.virtio.ids import DeviceId
 
@@ -243,8 +244,12 @@ class BlkDevice:
             raise OSError(errno.ENOTCONN, "the device is not started")
         index = self._turn
         self._turn = (index + 1) % len(self._queues)
-        with device_errors():
-            future = await place(self._queues[index], readable, writable)
+        queue = self._queues[index]
+        try:
+            future = queue.submit(readable, writable)
+        except (DeviceBroken, QueueFull):
+            with device_errors():
+                future = await place(queue, readable, writable)
         self._placed.add(index)
         return future, writable
 

@@ -116,6 +116,14 @@ def test_few_buffers(buffers: list[bytes]) -> None:
     assert len(found) <= 1 or all(found)
 
 
+def test_of_too_many_large_buffers_the_smallest_neighbours_are_joined() -> None:
+    """What is joined is copied once more: the others stay the objects that they were."""
+    buffers = [bytes(size) for size in (60000, 60000, 60000, 9000, 10000, 9000, 60000, 60000, 60000)]
+    found = few(list(buffers))
+    assert [len(buffer) for buffer in found] == [60000, 60000, 60000, 28000, 60000, 60000, 60000]
+    assert all(any(buffer is kept for kept in buffers) for buffer in found if len(buffer) == 60000)
+
+
 def test_the_limit_of_a_message() -> None:
     """Half of a ring, so that copying and reading overlap; of a tiny ring everything, of a huge one 256 KiB."""
     assert [message_limit(size) for size in (480, 1000, 1024, 65504)] == [480, 1000, 512, 32752]
