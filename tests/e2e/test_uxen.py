@@ -73,7 +73,8 @@ def test_all_of_it_by_line_7(ran: Any, runtime: str) -> None:
         counted = found["hv0"]["counters"]["arch"][name]
         sums = [counted[f"interrupts_{what}"] for what in ("posted", "coalesced", "dropped")]
         assert sum(sums) == counted["interrupts_raised"] > 0
-        assert counted["messages"] == counted["interrupts_dropped"] == 0
+        assert counted["argo_ops"] == counted["interrupts_dropped"] == 0
+        assert counted["messages"] > 0
         assert 0 < found[name]["result"]["line"] <= counted["interrupts_posted"]
     assert found["line"]["result"]["notification"] == "line"
     assert found["app"]["result"]["notification"] != "line"

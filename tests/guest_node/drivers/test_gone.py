@@ -182,6 +182,15 @@ PROGRAMS: dict[str, Program] = {
 }
 
 
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """`one_death` collects garbage: only of what came since, not of all that other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("cancel", [True, False])
 @pytest.mark.parametrize(
     ("server", "client", "moments"),
@@ -201,6 +210,7 @@ def test_everything_ends(server: str, client: str, moments: int, cancel: bool, m
             runner.run(one_death(seed, server, client, cancel))
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_cancel_is_not_lost_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that goes on after every error ends when it is cancelled, though its call failed meanwhile."""
     monkeypatch.setattr(life, "load", lambda program, _: PROGRAMS[program])
