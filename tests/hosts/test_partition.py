@@ -150,7 +150,10 @@ def test_a_partition_of_the_link_that_lasts(rig: HostsRig) -> None:
     for name in ("out-from", "home-from"):  # refused: what waited when it was over had provably never left
         ends(rig, name, {"ECONNRESET", "ECONNREFUSED"}, LINK_TIMEOUT + LOADED)
     assert time.monotonic() - cut > LINK_TIMEOUT - 1, "it was given the time"
-    wait_until(lambda: words(rig, "far")[1:2] in (["Input/output error"], ["Connection refused"]), LOADED)
+    try:
+        wait_until(lambda: words(rig, "far")[1:2] in (["Input/output error"], ["Connection refused"]), LOADED)
+    except AssertionError:
+        raise AssertionError(f"far has seen {rig.seen('far')}") from None
     goes_on(rig)
     assert rig.run("impair", "west", "east").returncode == 0
     for name in ("out-to", "home-to"):  # never "closed": nobody takes a part for the whole
