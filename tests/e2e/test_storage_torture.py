@@ -280,7 +280,7 @@ def test_a_disk_survives(rig: Rig, victim: str, variant: str, server: str, well:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(2, 8))
+@pytest.mark.parametrize("seed", [3])
 @pytest.mark.parametrize("variant", ["inline", "mirror"])
 @pytest.mark.parametrize("victim", ["disk", "front", "hv0", "broker", "everybody"])
 def test_a_disk_survives_more(rig: Rig, victim: str, variant: str, seed: int) -> None:

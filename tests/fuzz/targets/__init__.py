@@ -34,7 +34,7 @@ TARGETS: Final = (
     Target("acpi", "ACPI tables through hmx.acpi", "tables read"),
     Target("aml", "byte code and resources through hmx.aml, hmx.acpi_resources", "blocks and constants read"),
     Target("fdt", "device trees through hmx.fdt, the hypervisor's node and Argo's", "blobs and properties read"),
-    Target("firmware", "what lies at FIRMWARE_BASE through guest_node.kernel.firmware", "blobs walked"),
+    Target("firmware", "what lies at FIRMWARE_BASE through guest_node.kernel.firmware", "looks taken"),
     Target("topology", "topology text through topologies.load.loads", "lines read"),
     Target("queue_device", "memory of a virtqueue through its device's end", "operations of the device", 2),
     Target("queue_driver", "memory of a virtqueue through its driver's end", "operations of the driver", 8),

@@ -55,6 +55,7 @@ def _look(firmware: Firmware) -> None:
         assert len(found.error) <= SHOWN_ERROR + 3 and len(found.compatible) <= SHOWN_NAMES
         assert all(len(name) <= SHOWN_NAME for name in found.compatible)
         assert found.report()
+    TALLY.count += 1
     try:
         argo = firmware.argo()
     except FirmwareError as error:
