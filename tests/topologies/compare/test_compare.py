@@ -12,7 +12,7 @@ import pytest
 
 from topologies.commands import compare as command
 from topologies.compare import costs
-from topologies.compare.cells import DOORS, NOTIFICATIONS, WAYS, WORKS, Cell, cells
+from topologies.compare.cells import DOORS, NOTIFICATIONS, WAYS, WORKS, Cell, Work, cells
 from topologies.compare.chart import ChartError, draw
 from topologies.compare.figures import NAMES, Figures, per_request, shown
 from topologies.compare.labs import topology
@@ -41,6 +41,39 @@ def test_a_figure_is_the_difference_of_two_runs_by_their_requests() -> None:
     assert (shown(found.exits_l0), shown(found.interrupts)) == ("2", "0.19")
     with pytest.raises(ValueError, match="longer"):
         per_request({}, {}, 0)
+
+
+SIZES = {"512": 512, "4KiB": 4096, "64KiB": 65536, "64": 64, "1500": 1500, "5": 5}
+KINDS = {"blk-read": "read", "blk-write": "write", "net": "frame", "peek": "peek"}
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+def test_a_work_is_what_its_name_says(work: Work) -> None:
+    """`blk-read-4KiB-x16`: what, how many bytes, how many at once."""
+    plain, _, times = work.name.partition("-x")
+    what, _, size = plain.rpartition("-")
+    assert (work.kind, work.size, work.at_once) == (KINDS[what], SIZES[size], int(times or 1))
+
+
+BLOCK, ALL = ("read", "write"), ("read", "write", "frame")
+DESIGNS = {
+    "argo-inline": ("virtio-argo", "inline", "", ALL),
+    "argo-mirror": ("virtio-argo", "mirror", "", ALL),
+    "mmio-foreign": ("virtio-mmio", "", "foreign", ALL),
+    "mmio-foreign-kept": ("virtio-mmio", "", "foreign-kept", ALL),
+    "mmio-grant-map": ("virtio-mmio", "", "grant-map", ALL),
+    "mmio-grant-copy": ("virtio-mmio", "", "grant-copy", ALL),
+    "mmio-dma": ("virtio-mmio", "", "dma", ALL),
+    "mmio-dma-rings": ("virtio-mmio", "", "dma-rings", ALL),
+    "v4v": ("v4v", "", "", BLOCK),
+    "map": ("virtio-mmio", "", "foreign", ("peek",)),
+    "dma": ("virtio-mmio", "", "dma", ("peek",)),
+}
+
+
+def test_the_ways_are_the_designs() -> None:
+    """issue 6, parts 2 and 3: both variants over Argo, every way to reach memory, uXen's storage as the baseline."""
+    assert {way.name: way[1:] for way in WAYS} == DESIGNS
 
 
 def test_every_axis_has_its_cells() -> None:
