@@ -81,7 +81,8 @@ def run(
 
 
 def test_who_is_not_there_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ECONNREFUSED: no ring yet; ESRCH: nobody behind the destination; ETIMEDOUT: no answer.  Pauses grow to 0.2 s."""
+    """ECONNREFUSED: no ring yet; ESRCH: nobody behind the destination; ETIMEDOUT: no answer; ENODEV: no
+    register window yet.  Pauses grow to 0.2 s."""
     closed: list[str] = []
 
     async def program(guest: Guest) -> int:
@@ -89,7 +90,8 @@ def test_who_is_not_there_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) ->
         assert closed == []
         return 0
 
-    tried, codes = run(monkeypatch, [Errno.ECONNREFUSED] * 6 + [Errno.ESRCH, Errno.ETIMEDOUT], program, closed)
+    answers = [Errno.ECONNREFUSED] * 5 + [Errno.ESRCH, Errno.ETIMEDOUT, Errno.ENODEV]
+    tried, codes = run(monkeypatch, answers, program, closed)
     assert codes == {"app": 0}
     pauses = [after - before for before, after in pairwise(tried)]
     assert pauses == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.2, 0.2, 0.2], abs=1e-3)

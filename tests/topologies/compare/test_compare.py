@@ -7,9 +7,11 @@ import io
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from guest_node.programs.back_mmio import WAYS as ACCESSES
 from topologies.commands import compare as command
 from topologies.compare import costs
 from topologies.compare.cells import DOORS, NOTIFICATIONS, WAYS, WORKS, Cell, Work, cells
@@ -18,6 +20,7 @@ from topologies.compare.figures import NAMES, Figures, per_request, shown
 from topologies.compare.labs import topology
 from topologies.compare.measure import NoFigures, measure
 from topologies.compare.render import Line, as_csv, as_json, table
+from topologies.devices import Access
 from topologies.formats import CompareFormat
 from topologies.load import loads
 
@@ -133,6 +136,12 @@ def test_the_historical_baseline_counts_its_messages() -> None:
     found = measure(Cell(WORK["blk-write-4KiB"], WAY["v4v"]))
     assert (found.doorbells, found.pages_mapped, found.round_trips) == (Fraction(2), Fraction(0), Fraction(0))
     assert 4096 < found.copied_by_hypervisor < 4096 + 512
+
+
+def test_what_is_granted_is_reached_by_grants_only() -> None:
+    """devices.md 5.4: only then are the addresses that a driver puts into its rings grant references."""
+    assert [way.name for way in ACCESSES if way.granted] == ["grant-map", "grant-copy"]
+    assert {way.name for way in ACCESSES} == set(get_args(Access))
 
 
 def test_a_small_look_is_one_call_by_dma_and_a_mapping_otherwise() -> None:
