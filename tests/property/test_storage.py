@@ -195,7 +195,7 @@ def test_a_disk_that_dies_at_any_moment(plan: tuple[Plan, int]) -> None:
 
 @pytest.mark.long
 @given(plans)
-@settings(max_examples=8000)
+@settings(max_examples=3000)
 def test_a_disk_that_dies_at_any_moment_very_often(plan: tuple[Plan, int]) -> None:
     """The same, more of it."""
     steps, seed = plan
