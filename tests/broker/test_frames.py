@@ -157,6 +157,9 @@ def test_a_newer_minor_may_use_flags_that_we_do_not_know() -> None:
     newer[5] = 1
     newer[26:28] = b"\xff\xff"
     assert len(parse_frame([bytes(newer), GOLDEN_BODY, b""]).records) == 2
+    single = bytearray(newer)
+    single[24:26] = b"\x01\x00"
+    assert parse_frame([bytes(single), b"\x91\x91\xa5ready", b""]).records == [["ready"]]
     newer[28] = 1
     with pytest.raises(FrameError):
         parse_frame([bytes(newer), GOLDEN_BODY, b""])

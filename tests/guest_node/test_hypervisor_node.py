@@ -101,6 +101,16 @@ def test_a_tree_that_lies_costs_nothing(personality: str, claimed: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("compatible", "abi"),
+    [(b"xen,xen\0", "xen"), (b"linux,kvm\0", "smccc"), (b"microsoft,hyperv\0", "smccc"), (b"argosy,smccc\0", "smccc")],
+)
+def test_which_calls_a_node_points_to(compatible: bytes, abi: str) -> None:
+    """Xen's node to Xen's hypercalls; all others to the vendor-specific range of the SMC Calling Convention."""
+    found = find_hypervisor(fdt.parse(node_saying(compatible)))
+    assert found is not None and found.abi == abi
+
+
+@pytest.mark.parametrize(
     ("data", "expected"),
     [
         (node_saying(b"xen,xen\0", b"hypervisor@40000000"), ("/hypervisor@40000000", "xen")),
