@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.mutate.campaign import Target, campaign, plan, summary
 from tests.mutate.cells import Sources, TableError, mutants
-from tests.mutate.runner import Runner, warm_up
+from tests.mutate.runner import warm_up
 
 HERE = Path(__file__).resolve().parent
 
@@ -20,7 +20,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("--only", default="", metavar="WORD", help="targets whose name holds WORD")
     parser.add_argument("--list", action="store_true", help="print the mutants, run none")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tables at once")
     parser.add_argument("--report", type=Path, help="also write the summary here")
     parser.add_argument("--root", type=Path, default=HERE.parents[1], help="the tree to mutate")
     parser.add_argument("--targets", type=Path, default=HERE / "targets.py", help="a file that sets TARGETS")
@@ -56,14 +56,11 @@ def main(argv: list[str]) -> int:
     if options.list:
         return print_mutants(root, targets)
     warm_up()
-    runner = Runner(root, options.jobs)
     try:
-        verdicts = campaign(targets, runner, lambda text: print(text, flush=True))
+        verdicts = campaign(targets, root, options.jobs, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    finally:
-        runner.close()
     text = summary(verdicts)
     print(f"\n{text}")
     if options.report is not None:

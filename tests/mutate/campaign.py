@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mutate.cells import Cell, Sources, TableError, mutants
-from tests.mutate.runner import DEADLINE_FACTOR, DEADLINE_FLOOR, Job, Outcome, Runner
+from tests.mutate.cells import Cell, Sources, TableError, mutants, mutated_tree
+from tests.mutate.runner import DEADLINE_FACTOR, DEADLINE_FLOOR, Job, Runner
 
 RECENT_KILLERS = 3
+BASELINE_DEADLINE = 600.0
 
 
 class Survivor(NamedTuple):
@@ -94,54 +98,38 @@ def examine(target: Target, runner: Runner) -> Verdict:
         verdict.error = str(error)
         return verdict
     verdict.cells = len(cells)
-    baseline = _baseline(target, runner)
+    baseline = runner.run(Job(target.module, target.attribute, None, target.tests), BASELINE_DEADLINE)
     if not baseline.survived:
         verdict.error = f"the tests do not pass unmutated (exit {baseline.code}):\n{_tail(baseline.output)}"
         return verdict
-    killers: list[str] = []
-
-    def done(job: Job, outcome: Outcome) -> None:
-        assert job.cell is not None
-        if not outcome.survived:
-            verdict.killed += 1
-            verdict.timeouts += outcome.code is None
-            return
-        why = next((survivor.why for survivor in target.survivors if survivor.covers(job.cell)), None)
-        if why is None:
-            verdict.survived.append(job.cell)
-        else:
-            verdict.explained.append((job.cell, why))
-
-    # One batch of workers at a time lets each batch begin with the tests that killed the last.
+    mutated_tree(runner.root, target.module, target.attribute, None)  # read here, once for all children
+    killers: list[str] = []  # the latest first: a test that killed one mutant likely kills the next
     deadline = max(DEADLINE_FLOOR, DEADLINE_FACTOR * baseline.seconds)
-    for batch in _batches(cells, runner.workers * 4):
-        jobs = [Job(target.module, target.attribute, cell, target.tests, tuple(killers)) for cell in batch]
-
-        def note(job: Job, outcome: Outcome) -> None:
-            done(job, outcome)
-            if outcome.killer and outcome.killer not in killers:
-                killers.insert(0, outcome.killer)
-                del killers[RECENT_KILLERS:]
-
-        runner.run(jobs, deadline, note)
+    for cell in cells:
+        outcome = runner.run(Job(target.module, target.attribute, cell, target.tests, tuple(killers)), deadline)
+        if outcome.survived:
+            _judge(verdict, cell)
+            continue
+        verdict.killed += 1
+        verdict.timeouts += outcome.code is None
+        if outcome.killer and outcome.killer not in killers:
+            killers.insert(0, outcome.killer)
+            del killers[RECENT_KILLERS:]
     lived = [cell for cell, _ in verdict.explained]
     verdict.stale = [
         survivor.cells for survivor in target.survivors if not any(survivor.covers(cell) for cell in lived)
     ]
-    verdict.survived.sort(key=lambda cell: cell.index)
     verdict.seconds = time.monotonic() - begin
     return verdict
 
 
-def _baseline(target: Target, runner: Runner) -> Outcome:
-    found: list[Outcome] = []
-    job = Job(target.module, target.attribute, None, target.tests)
-    runner.run([job], 600.0, lambda _, outcome: found.append(outcome))
-    return found[0]
-
-
-def _batches(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
-    return [cells[at : at + size] for at in range(0, len(cells), size)]
+def _judge(verdict: Verdict, cell: Cell) -> None:
+    """Enter a cell that survived: explained, or not."""
+    why = next((survivor.why for survivor in verdict.target.survivors if survivor.covers(cell)), None)
+    if why is None:
+        verdict.survived.append(cell)
+    else:
+        verdict.explained.append((cell, why))
 
 
 def _tail(text: str, lines: int = 15) -> str:
@@ -149,7 +137,7 @@ def _tail(text: str, lines: int = 15) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """The campaign as text: a row a table, then what survived, what is explained, what could not be read."""
+    """The campaign as text: a row a table, then what is explained or could not be read, then what survived."""
     width = max(len(verdict.target.name) for verdict in verdicts)
     lines = [f"{'table':{width}}  cells  killed  explained  survived  words  opaque  seconds"]
     lines += [
@@ -158,12 +146,13 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         for v in verdicts
     ]
     for v in verdicts:
-        lines += [f"ERROR {v.target.name}: {v.error}"] if v.error else []
-        lines += [f"SURVIVED {_place(v, cell)}" for cell in v.survived]
         lines += [f"explained {_place(v, cell)}: {why}" for cell, why in v.explained]
         lines += [f"stale explanation {v.target.name}: no cell of {cells} survived" for cells in v.stale]
         lines += [f"opaque {v.target.name}: {text}" for text in v.opaque]
         lines += [f"{v.timeouts} killed by their deadline: {v.target.name}"] if v.timeouts else []
+    for v in verdicts:  # at the end, where a log that is cut still has them
+        lines += [f"ERROR {v.target.name}: {v.error}"] if v.error else []
+        lines += [f"SURVIVED {_place(v, cell)}" for cell in v.survived]
     cells = sum(v.cells for v in verdicts)
     killed = sum(v.killed for v in verdicts)
     survived = sum(len(v.survived) for v in verdicts)
@@ -176,12 +165,33 @@ def _place(verdict: Verdict, cell: Cell) -> str:
     return f"{verdict.path}:{cell.line}  {cell.path}: {cell.old} -> {cell.new}"
 
 
-def campaign(targets: Sequence[Target], runner: Runner, say: Callable[[str], None]) -> list[Verdict]:
-    """Examine every target, telling about each as it is done."""
-    verdicts = []
-    for target in targets:
-        verdict = examine(target, runner)
-        verdicts.append(verdict)
-        state = "error" if verdict.error else f"{verdict.killed}/{verdict.cells} killed"
-        say(f"{target.name}: {state}, {verdict.seconds:.1f} s")
-    return verdicts
+def campaign(targets: Sequence[Target], root: Path, jobs: int, say: Callable[[str], None]) -> list[Verdict]:
+    """Examine every target, `jobs` at once, telling about each as it is done."""
+    # The longest first, so that the last to end is a short one.
+    order = sorted(range(len(targets)), key=lambda at: -_size(root, targets[at]))
+    verdicts: dict[int, Verdict] = {}
+    with get_context("fork").Pool(jobs, _start_worker) as pool:
+        work = [(at, targets[at], root) for at in order]
+        for at, verdict in pool.imap_unordered(_examine, work):
+            verdicts[at] = verdict
+            state = "error" if verdict.error else f"{verdict.killed}/{verdict.cells} killed"
+            say(f"{verdict.target.name}: {state}, {verdict.seconds:.1f} s")
+    return [verdicts[at] for at in range(len(targets))]
+
+
+def _size(root: Path, target: Target) -> int:
+    try:
+        return len(plan(root, target).cells)
+    except (TableError, SyntaxError):
+        return 0  # examine tells
+
+
+def _start_worker() -> None:
+    """A worker is ended by SIGTERM, and ends its child then; the interrupt key is the campaign's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
+def _examine(work: tuple[int, Target, Path]) -> tuple[int, Verdict]:
+    at, target, root = work
+    return at, examine(target, Runner(root))

@@ -23,6 +23,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 _CONSTANT_NAME = re.compile(r"_?[A-Z][A-Z0-9_]*")
@@ -369,29 +370,42 @@ def mutants(sources: Sources, module: str, attribute: str) -> Mutants:
     return Mutants(cells, replacements, table.opaque)
 
 
-class _Replace(ast.NodeTransformer):
-    def __init__(self, old: ast.expr, new: ast.expr) -> None:
-        self.old = old
-        self.new = new
+def _replaced(node: ast.AST, old: ast.expr, new: ast.expr) -> ast.AST:
+    """`node` with `new` in the place of `old`: what encloses it is copied, all else shared."""
+    if node is old:
+        new = copy.deepcopy(new)
+        for inner in ast.walk(new):
+            ast.copy_location(inner, old)
+        return new
+    for name, value in ast.iter_fields(node):
+        held: list[object] = value if isinstance(value, list) else [value]
+        for at, child in enumerate(held):
+            if not isinstance(child, ast.AST):
+                continue
+            changed = _replaced(child, old, new)
+            if changed is not child:
+                whole = copy.copy(node)
+                setattr(whole, name, [*held[:at], changed, *held[at + 1 :]] if isinstance(value, list) else changed)
+                return whole
+    return node
 
-    def visit(self, node: ast.AST) -> ast.AST:
-        if node is self.old:
-            new = copy.deepcopy(self.new)
-            for inner in ast.walk(new):
-                ast.copy_location(inner, self.old)
-            return new
-        return self.generic_visit(node)
 
-
-def mutated_tree(root: Path, module: str, attribute: str, index: int | None) -> ast.Module:
-    """A fresh syntax tree of `module` with leaf `index` of the table replaced; None changes nothing."""
+@lru_cache(maxsize=1)  # of the table under mutation: read once, before the first child is forked
+def _places(root: Path, module: str, attribute: str) -> tuple[ast.Module, list[ast.expr], list[ast.expr]]:
+    """A module's tree, the node of each of the table's leaves, and what stands in its place in a mutant."""
     sources = Sources(root)
     tree = sources.tree(module)
     if tree is None:
         raise TableError(f"{module}: no such module")
-    if index is not None:
-        leaves = _read(sources, module, attribute, tree).leaves
-        new = mutants(sources, module, attribute).replacements[index]
-        _Replace(leaves[index].node, new).visit(tree)
-        ast.fix_missing_locations(tree)
-    return tree
+    leaves = _read(sources, module, attribute, tree).leaves
+    return tree, [leaf.node for leaf in leaves], mutants(sources, module, attribute).replacements
+
+
+def mutated_tree(root: Path, module: str, attribute: str, index: int | None) -> ast.Module:
+    """The syntax tree of `module` with leaf `index` of the table replaced; None changes nothing."""
+    tree, nodes, replacements = _places(root, module, attribute)
+    if index is None:
+        return tree
+    changed = _replaced(tree, nodes[index], replacements[index])
+    assert isinstance(changed, ast.Module)
+    return changed

@@ -1,4 +1,4 @@
-"""Runs mutants: one warm process forks a child per mutant, on all cores, each with a deadline.
+"""Runs mutants: a warm process forks a child per mutant, one at a time, each with a deadline.
 
 The warm process has imported what every test needs (pytest, hypothesis, third-party libraries) and nothing of
 the project, so that a child imports the mutant as if nothing had been there before.
@@ -16,9 +16,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from _pytest.config import default_plugins
@@ -78,15 +78,6 @@ class Outcome:
         return self.code == PASSED
 
 
-@dataclass(slots=True)
-class _Child:
-    job: Job
-    begin: float
-    deadline: float
-    pidfd: int
-    directory: Path = field(repr=False)
-
-
 class FirstFailure:
     """A pytest plugin that notes the first test that failed."""
 
@@ -142,6 +133,7 @@ def _pytest(root: Path, tests: tuple[str, ...], plugin: object) -> int:
             "-q",
             "--no-header",
             "--tb=line",
+            "--assert=plain",  # rewriting the tests of every child anew would take a quarter of its time
             "-pno:cacheprovider",
             "-pno:xdist",
             # The warm process has imported plugins that pytest would have rewritten; nothing is lost by it.
@@ -155,90 +147,66 @@ def _pytest(root: Path, tests: tuple[str, ...], plugin: object) -> int:
 
 
 class Runner:
-    """Runs jobs, at most `workers` at once.  Not thread-safe; made after `warm_up`."""
+    """Runs one job at a time.  Not thread-safe; made after `warm_up`."""
 
-    def __init__(self, root: Path, workers: int) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.workers = workers
-        self._children: dict[int, _Child] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix="mutate-")
-        self._made = 0
 
-    def close(self) -> None:
-        """End what still runs and remove what the children wrote."""
-        for pid in list(self._children):
-            self._end(pid)
-        self._scratch.cleanup()
+    def run(self, job: Job, deadline: float) -> Outcome:
+        """Run one job in a child of this process, which is killed after `deadline` seconds."""
+        with tempfile.TemporaryDirectory(prefix="mutate-") as name:
+            directory = Path(name)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            begin = time.monotonic()
+            pid = os.fork()
+            if pid == 0:
+                self._be_the_child(job, directory)
+            code = _wait(pid, deadline)
+            output, result = directory / "output", directory / "result"
+            killer = json.loads(result.read_text())["killer"] if result.exists() else ""
+            text = output.read_text(errors="replace") if output.exists() else ""
+            return Outcome(code, killer, time.monotonic() - begin, text)
 
-    def run(self, jobs: Sequence[Job], deadline: float, done: Callable[[Job, Outcome], None]) -> None:
-        """Run every job; `done` is called as each ends.  A child is killed after `deadline` seconds."""
-        waiting = list(reversed(jobs))
-        while waiting or self._children:
-            while waiting and len(self._children) < self.workers:
-                self._start(waiting.pop(), deadline)
-            for pid, code in self._wait():
-                child = self._children.pop(pid)
-                done(child.job, self._outcome(child, code))
+    def _be_the_child(self, job: Job, directory: Path) -> NoReturn:
+        code = 70
+        try:
+            code = _child(job, self.root, directory)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
 
-    def _start(self, job: Job, deadline: float) -> None:
-        self._made += 1
-        directory = Path(self._scratch.name) / str(self._made)
-        directory.mkdir()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                code = _child(job, self.root, directory)
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            finally:
-                with contextlib.suppress(Exception):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                os._exit(code)
-        now = time.monotonic()
-        self._children[pid] = _Child(job, now, now + deadline, os.pidfd_open(pid), directory)
 
-    def _wait(self) -> list[tuple[int, int | None]]:
-        """Children that have ended, with their exit codes; those over their deadline are ended, with None."""
-        nearest = min(child.deadline for child in self._children.values())
-        descriptors = {child.pidfd: pid for pid, child in self._children.items()}
-        ready, _, _ = select.select(list(descriptors), [], [], max(0.0, nearest - time.monotonic()))
-        ended: list[tuple[int, int | None]] = []
-        for descriptor in ready:
-            pid = descriptors[descriptor]
-            _, status = os.waitpid(pid, 0)
-            ended.append((pid, os.waitstatus_to_exitcode(status)))
-            self._sweep(pid)
-        now = time.monotonic()
-        for pid, child in self._children.items():
-            if child.deadline <= now and child.pidfd not in ready:
-                self._end(pid)
-                ended.append((pid, None))
-        return ended
+def _wait(pid: int, deadline: float) -> int | None:
+    """The child's exit code, or None if it was over its deadline.  Nothing of it is left, whatever happens."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        ended, _, _ = select.select([descriptor], [], [], deadline)
+    except BaseException:  # the campaign is being ended
+        _end(pid)
+        raise
+    finally:
+        os.close(descriptor)
+    if not ended:
+        _end(pid)
+        return None
+    _, status = os.waitpid(pid, 0)
+    _sweep(pid)
+    return os.waitstatus_to_exitcode(status)
 
-    def _end(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        self._sweep(pid)
-        os.waitpid(pid, 0)
 
-    @staticmethod
-    def _sweep(pid: int) -> None:
-        """End what the child's tests left running: all of its session's own process group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _sweep(pid)
+    os.waitpid(pid, 0)
 
-    def _outcome(self, child: _Child, code: int | None) -> Outcome:
-        os.close(child.pidfd)
-        output = child.directory / "output"
-        result = child.directory / "result"
-        killer = json.loads(result.read_text())["killer"] if result.exists() else ""
-        text = output.read_text(errors="replace") if output.exists() else ""
-        for path in (output, result):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            child.directory.rmdir()
-        return Outcome(code, killer, time.monotonic() - child.begin, text)
+
+def _sweep(pid: int) -> None:
+    """End what the child's tests left running: all of its session's own process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

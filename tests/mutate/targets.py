@@ -264,9 +264,7 @@ TARGETS: Final = (
     Target("topologies.facts", "FACTS", ("tests/topologies/test_facts.py",), words=("meaning",)),
     Target("topologies.firmware.acpi", "REVISIONS", _ACPI),
     Target("topologies.firmware.acpi", "HYPERVISOR_IDS", _ACPI, words=("source",)),
-    Target(
-        "topologies.hosts.protocol", "WORDS", ("tests/topologies/hosts/test_protocol.py",), words=("meaning",)
-    ),
+    Target("topologies.hosts.protocol", "WORDS", ("tests/topologies/hosts/test_protocol.py",), words=("meaning",)),
     Target("topologies.programs", "BUILTINS", _SCHEMA),
     Target("topologies.report", "COLUMNS", ("tests/topologies/test_report.py",)),
     Target("topologies.translate", "WORDS", _SCHEMA),

@@ -302,9 +302,7 @@ def test_a_hanging_mutant_is_ended(craft: Path) -> None:
         "from pathlib import Path\n"
         "campaign.DEADLINE_FLOOR = 3.0\n"
         "runner.warm_up()\n"
-        f"r = runner.Runner(Path({str(craft)!r}), 2)\n"
-        "v = examine(Target('craft.table', 'ROWS', ('test_slow.py',)), r)\n"
-        "r.close()\n"
+        f"v = examine(Target('craft.table', 'ROWS', ('test_slow.py',)), runner.Runner(Path({str(craft)!r})))\n"
         "print(v.killed, v.timeouts, len(v.survived))\n"
     )
     result = subprocess.run(
