@@ -98,7 +98,7 @@ test-hosts: setup quickstart-tar
 
 test-long: setup
 	@mkdir -p $(REPORTS)
-	$(BIN)/python -m pytest -m long --junitxml=$(REPORTS)/test-long.xml \
+	$(BIN)/python -m pytest -m long -n 2 --dist worksteal --junitxml=$(REPORTS)/test-long.xml \
 	  --skip-report=$(REPORTS)/test-long.skips $(PYTEST_ARGS)
 
 # Guided by coverage too where atheris installs (it has wheels for some Pythons only); else the seeded engine alone.
