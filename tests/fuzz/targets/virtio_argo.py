@@ -1,18 +1,23 @@
 """Property: whatever bytes come as messages of VirtIO-Argo's data plane, they are Malformed, or updates that lie within
 them and that `head` packs to the same bytes; applied to both ends of a queue they raise QueueBroken at worst, write
-nothing that is not the other side's, and what was applied is never more than what came.
+nothing that is not the other side's, and what was applied is never more than what came.  No wish of the other side
+keeps an answer from being sent for good.
 
 Input: format and size of a queue, then messages for its two ends.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from guest_node.virtio.argo_device_queue import DeviceSide
+from guest_node.virtio.argo_hold import LONGEST
 from guest_node.virtio.argo_image import RingImage, plan_image
 from guest_node.virtio.model import Request
 from hmx.virtio.argo import Malformed, Update, decode, head, is_data
 from hmx.virtio.chain import QueueBroken
 from hmx.virtio.features import Feature
+from tests.doubles.argo_rig import simulate
 from tests.fuzz.data import Choices
 from tests.fuzz.targets import Tally
 
@@ -26,10 +31,12 @@ class _Host:
 
     def __init__(self) -> None:
         self.broken = False
+        self.owed = 0  # bytes of answers that were not sent
 
     def serve(self, request: Request) -> None:
         """Answer with zeros."""
         assert len(request.readable) <= _WINDOW and request.writable <= _WINDOW
+        self.owed += request.writable
         request.complete(bytes(request.writable))
 
     def answered(self, queue: DeviceSide) -> None:
@@ -41,7 +48,11 @@ class _Host:
 
 
 def one_input(data: bytes) -> None:
-    """Messages for one queue."""
+    """Messages for one queue, in virtual time."""
+    simulate(_exchange, data)
+
+
+async def _exchange(data: bytes) -> None:
     choices = Choices(data)
     how = choices.u8()
     size = _SIZES[how & 3]
@@ -63,6 +74,10 @@ def one_input(data: bytes) -> None:
             _front(front, update, plan.size)
             if not host.broken:
                 _back(host, queue, update)
+    await asyncio.sleep(2 * LONGEST)
+    if not host.broken:
+        _send(host, queue)
+    assert host.broken or host.owed == 0
 
 
 def _packed(update: Update) -> bytes:
@@ -107,5 +122,12 @@ def _back(host: _Host, queue: DeviceSide, update: Update) -> None:
     except QueueBroken:
         host.broken = True
         return
+    _send(host, queue)
+
+
+def _send(host: _Host, queue: DeviceSide) -> None:
     batch = queue.gather()
-    assert batch is None or sum(length for _, length in batch.pieces) == sum(map(len, batch.payload))
+    if batch is not None:
+        size = sum(length for _, length in batch.pieces)
+        assert size == sum(map(len, batch.payload))
+        host.owed -= size
