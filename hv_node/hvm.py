@@ -35,6 +35,11 @@ class ArchCounters:
     pages_unmapped: int = 0
     ioreqs: int = 0  # accesses that a device model answered: round trips
 
+    def sent(self, size: int, messages: int = 1) -> None:
+        """Count messages, of `size` bytes together, that the hypervisor copied for this domain."""
+        self.messages += messages
+        self.bytes_copied += size
+
 
 @cache
 def _with_levels(levels: int) -> type[ArchCounters]:

@@ -320,8 +320,7 @@ class Hypervisor(Pending, Signals):
             counters.exits += done
             counters.hypercalls += done
             counters.argo_ops += done
-            counters.messages += messages
-            counters.bytes_copied += copied
+            counters.sent(copied, messages)
             if self._depth > 1:
                 call = self._executor.resolve(alone, 0, 0)
                 count_levels(counters, call.exits, call.resumes, done)

@@ -71,8 +71,7 @@ class Pending:
         """A message to another hypervisor's guest, whose sendv was pending, lies in its ring."""
         hvm = self._hvms.get(domid)
         if hvm is not None:
-            hvm.counters.messages += 1
-            hvm.counters.bytes_copied += size
+            hvm.counters.sent(size)
 
     def send_up(self, lane: int, envelope: Any, payload: bytes) -> None:  # noqa: ARG002
         """Hand an envelope to the uplink; a level sends its own, so this is for others."""

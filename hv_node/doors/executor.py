@@ -167,8 +167,7 @@ class Executor:
         if ret is PENDING:
             return ret
         if cmd == Op.SENDV and ret >= 0:
-            counters.messages += 1
-            counters.bytes_copied += ret
+            counters.sent(ret)
         return ret & _M32
 
     def argo_op(self, call: Call, cmd: int, a1: int, a2: int, a3: int, a4: int) -> int:
@@ -188,8 +187,7 @@ class Executor:
             return ret
         if cmd == Op.SENDV:
             if ret >= 0:
-                counters.messages += 1
-                counters.bytes_copied += ret
+                counters.sent(ret)
             elif ret in ZERO_EXTENDED:
                 return ret & _M32
         return ret & _M64
@@ -243,9 +241,7 @@ class Executor:
             return -Errno.ENOSYS & _M64
         ret = self._v4v.op(call.vcpu.hvm.domain, op, *arguments, ctx=call.ctx)
         if op in _V4V_SENDS and ret >= 0:
-            counters = call.vcpu.hvm.counters
-            counters.messages += 1
-            counters.bytes_copied += ret
+            call.vcpu.hvm.counters.sent(ret)
         return ret & _M64
 
     def storage_units(self, call: Call) -> tuple[int, ...]:
