@@ -43,6 +43,7 @@ class Way(NamedTuple):
     variant: str  # of virtio-argo
     access: str  # of virtio-mmio and of introspection
     kinds: tuple[str, ...]
+    at_once: int = 16  # most requests that it has under way
 
 
 _BLOCK: Final = ("read", "write")
@@ -56,7 +57,7 @@ WAYS: Final = (
     Way("mmio-grant-copy", "virtio-mmio", "", "grant-copy", _VIRTIO),
     Way("mmio-dma", "virtio-mmio", "", "dma", _VIRTIO),
     Way("mmio-dma-rings", "virtio-mmio", "", "dma-rings", _VIRTIO),
-    Way("v4v", "v4v", "", "", _BLOCK),
+    Way("v4v", "v4v", "", "", _BLOCK, at_once=1),  # uXen's storage driver waits for each reply
     Way("map", "virtio-mmio", "", "foreign", ("peek",)),
     Way("dma", "virtio-mmio", "", "dma", ("peek",)),
 )
@@ -87,7 +88,7 @@ def cells(ways: tuple[Way, ...] = WAYS) -> Iterator[Cell]:
     """The cells that ship, in the order of the table."""
     for work in WORKS:
         for way in ways:
-            if work.kind in way.kinds and (work.at_once == 1 or way.transport != "v4v"):  # uXen's has one under way
+            if work.kind in way.kinds and work.at_once <= way.at_once:
                 yield Cell(work, way)
     usual = next(work for work in WORKS if work.name == USUAL)
     for way in ways:

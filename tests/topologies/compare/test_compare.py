@@ -60,17 +60,17 @@ def test_a_work_is_what_its_name_says(work: Work) -> None:
 
 BLOCK, ALL = ("read", "write"), ("read", "write", "frame")
 DESIGNS = {
-    "argo-inline": ("virtio-argo", "inline", "", ALL),
-    "argo-mirror": ("virtio-argo", "mirror", "", ALL),
-    "mmio-foreign": ("virtio-mmio", "", "foreign", ALL),
-    "mmio-foreign-kept": ("virtio-mmio", "", "foreign-kept", ALL),
-    "mmio-grant-map": ("virtio-mmio", "", "grant-map", ALL),
-    "mmio-grant-copy": ("virtio-mmio", "", "grant-copy", ALL),
-    "mmio-dma": ("virtio-mmio", "", "dma", ALL),
-    "mmio-dma-rings": ("virtio-mmio", "", "dma-rings", ALL),
-    "v4v": ("v4v", "", "", BLOCK),
-    "map": ("virtio-mmio", "", "foreign", ("peek",)),
-    "dma": ("virtio-mmio", "", "dma", ("peek",)),
+    "argo-inline": ("virtio-argo", "inline", "", ALL, 16),
+    "argo-mirror": ("virtio-argo", "mirror", "", ALL, 16),
+    "mmio-foreign": ("virtio-mmio", "", "foreign", ALL, 16),
+    "mmio-foreign-kept": ("virtio-mmio", "", "foreign-kept", ALL, 16),
+    "mmio-grant-map": ("virtio-mmio", "", "grant-map", ALL, 16),
+    "mmio-grant-copy": ("virtio-mmio", "", "grant-copy", ALL, 16),
+    "mmio-dma": ("virtio-mmio", "", "dma", ALL, 16),
+    "mmio-dma-rings": ("virtio-mmio", "", "dma-rings", ALL, 16),
+    "v4v": ("v4v", "", "", BLOCK, 1),
+    "map": ("virtio-mmio", "", "foreign", ("peek",), 16),
+    "dma": ("virtio-mmio", "", "dma", ("peek",), 16),
 }
 
 
