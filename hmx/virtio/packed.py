@@ -6,10 +6,10 @@ it is one number modulo twice the size: below the size the counter is 1, from th
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Final
 
-from hmx.virtio.chain import QueueBroken, QueueLayout
-from hmx.virtio.features import Feature
+from hmx.virtio.chain import QueueLayout
+from hmx.virtio.ends import End
 from hmx.virtio.memory import BadAddress, QueueMemory
 from hmx.virtio.rings import Field, Format, Part, need_event, offset_of, struct_of
 
@@ -72,45 +72,22 @@ def position_of(value: int, size: int) -> int:
     return slot if value >> WRAP_SHIFT & 1 else slot + size
 
 
-class PackedEnd:
+class PackedEnd(End):
     """One end of a packed queue.
 
-    `made`: the position where this end writes next; `shown`: up to where the other end may see; `next`: where it looks
-    for the other's next descriptor.
+    `made`, `shown`: positions of its own descriptors; `next`: where it looks for the other's next one.
     """
 
-    __slots__ = (
-        "_armed", "_broken", "_descriptors", "_event_idx", "_first", "_first_flags", "_in_order", "_laps", "_made",
-        "_memory", "_next", "_other_event", "_own_event", "_shown", "_told", "_wanted", "size",
-    )  # fmt: skip
+    __slots__ = ("_first", "_first_flags", "_laps", "_other_event", "_own_event")
 
     def __init__(self, layout: QueueLayout, features: int, memory: QueueMemory, driver: bool) -> None:
-        self.size = layout.size
+        super().__init__(layout, features, memory)
         self._laps = 2 * layout.size
-        self._memory = memory
-        self._descriptors = layout.descriptors
         self._own_event, self._other_event = (
             (layout.driver, layout.device) if driver else (layout.device, layout.driver)
         )
-        self._event_idx = bool(features >> Feature.RING_EVENT_IDX & 1)
-        self._in_order = bool(features >> Feature.IN_ORDER & 1)
-        self._made = self._shown = self._next = 0
         self._first = -1  # address of the flags that make everything since `shown` visible; -1: there is nothing
         self._first_flags = 0
-        self._wanted = True
-        self._told: bool | None = None  # what the own flags or event say; None: nothing of this end's yet
-        self._armed = -1  # the position in the own event structure; -1: it names none
-        self._broken: str | None = None
-
-    def _fail(self, why: str) -> NoReturn:
-        """The queue is broken from now on."""
-        self._broken = why
-        raise QueueBroken(why)
-
-    def _check(self) -> None:
-        """Raise QueueBroken again when the queue is broken."""
-        if self._broken is not None:
-            raise QueueBroken(self._broken)
 
     def _here(self) -> bool:
         """Whether the other end has written the next descriptor."""

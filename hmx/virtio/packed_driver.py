@@ -10,15 +10,15 @@ from collections import deque
 from collections.abc import Sequence
 
 from hmx.virtio.chain import QueueFull, QueueLayout, Segment, Used
-from hmx.virtio.features import Feature
+from hmx.virtio.ends import DriverEnd, new_queue
 from hmx.virtio.memory import BadAddress, QueueMemory
 from hmx.virtio.packed import AVAIL, DESCRIPTOR, FLAGS, INDIRECT, NEXT, PACKED, USED, WRITE, PackedEnd, off_wrap
-from hmx.virtio.rings import IndirectArea, check_chain, check_layout, clear
+from hmx.virtio.rings import IndirectArea, check_chain
 
 _BOTH = AVAIL | USED
 
 
-class PackedDriver(PackedEnd):
+class PackedDriver(DriverEnd, PackedEnd):
     """A DriverQueue.  Zeroes the queue; ValueError for a layout that VIRTIO forbids or memory that is not there.
 
     With RING_INDIRECT_DESC and an `indirect` area, a chain of several segments goes into the table of its buffer id.
@@ -29,15 +29,8 @@ class PackedDriver(PackedEnd):
     def __init__(
         self, layout: QueueLayout, features: int, memory: QueueMemory, indirect: IndirectArea | None = None
     ) -> None:
-        check_layout(PACKED, layout)
-        try:
-            clear(PACKED, layout, memory)
-        except BadAddress as error:
-            raise ValueError(str(error)) from error
+        self._tables, self._entries = new_queue(PACKED, layout, features, memory, indirect)
         super().__init__(layout, features, memory, driver=True)
-        if indirect is None or not features >> Feature.RING_INDIRECT_DESC & 1:
-            indirect = IndirectArea(0, 0)
-        self._tables, self._entries = indirect
         self._ids = deque(range(layout.size))
         self._free = layout.size
         self._out: dict[int, tuple[object, int, int]] = {}  # token, writable bytes, slots
@@ -50,11 +43,6 @@ class PackedDriver(PackedEnd):
     def free(self) -> int:
         """Free descriptors."""
         return self._free
-
-    @property
-    def outstanding(self) -> int:
-        """Chains that the device has not returned, and those that were not published."""
-        return len(self._out)
 
     def add(self, readable: Sequence[Segment], writable: Sequence[Segment], token: object) -> int:
         """Write a chain; its buffer id."""
@@ -190,16 +178,6 @@ class PackedDriver(PackedEnd):
     def notification_data(self) -> int:
         """Slot and wrap counter of the first descriptor that was not published."""
         return off_wrap(self._shown, self.size)
-
-    def abandon(self) -> list[object]:
-        """Tokens of all chains that were not taken, in the order in which they were added; the queue is of no use then.
-
-        For a queue that is broken or was reset, so that whoever waits for them is told.
-        """
-        tokens = [out[0] for out in self._out.values()]
-        self._broken = self._broken or "the queue was given up"
-        self._out.clear()
-        return tokens
 
 
 def _table(readable: Sequence[Segment], writable: Sequence[Segment]) -> bytes:

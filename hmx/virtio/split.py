@@ -6,10 +6,10 @@ a free-running index and the event index by which it says when it wants to hear 
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Final
 
-from hmx.virtio.chain import QueueBroken, QueueLayout
-from hmx.virtio.features import Feature
+from hmx.virtio.chain import QueueLayout
+from hmx.virtio.ends import End
 from hmx.virtio.memory import BadAddress, QueueMemory
 from hmx.virtio.rings import U16, Field, Format, Part, need_event, offset_of, struct_of
 
@@ -57,24 +57,22 @@ EVENT_SIZE: Final = SPLIT.parts[1].fixed - RING
 """Bytes of the event index behind the elements."""
 
 
-class SplitEnd:
+class SplitEnd(End):
     """One end of a split queue: its own ring, and how far it has seen the other's.
 
-    `made`: entries written to the own ring; `shown`: those that the other end may see; `next`: the first entry of the
-    other ring that was not taken yet; `seen`: the other's index when it was last loaded.  All modulo 2^16.
+    `made`, `shown`: entries of its own ring; `next`: the first entry of the other ring that was not taken yet; `seen`:
+    the other's index when it was last loaded.  All modulo 2^16.
     """
 
     __slots__ = (
-        "_armed", "_broken", "_descriptors", "_event_idx", "_in_order", "_made", "_mask", "_memory", "_next",
-        "_other_event", "_other_flags", "_other_idx", "_other_ring", "_own_event", "_own_flags", "_own_idx",
-        "_own_ring", "_seen", "_shown", "_suppress", "_told", "_wanted", "size",
+        "_mask", "_other_event", "_other_flags", "_other_idx", "_other_ring", "_own_event", "_own_flags", "_own_idx",
+        "_own_ring", "_seen", "_suppress",
     )  # fmt: skip
 
     def __init__(self, layout: QueueLayout, features: int, memory: QueueMemory, driver: bool) -> None:
-        size = self.size = layout.size
+        super().__init__(layout, features, memory)
+        size = layout.size
         self._mask = size - 1
-        self._memory = memory
-        self._descriptors = layout.descriptors
         rings = [
             (ring, ring + _FLAGS, ring + _IDX, ring + part.fixed + part.each * size - EVENT_SIZE)
             for ring, part in zip((layout.driver, layout.device), SPLIT.parts[1:], strict=True)
@@ -83,24 +81,11 @@ class SplitEnd:
         self._own_ring, self._own_flags, self._own_idx, self._own_event = own[0] + RING, *own[1:]
         self._other_ring, self._other_flags, self._other_idx, self._other_event = other[0] + RING, *other[1:]
         self._suppress = NO_INTERRUPT if driver else NO_NOTIFY
-        self._event_idx = bool(features >> Feature.RING_EVENT_IDX & 1)
-        self._in_order = bool(features >> Feature.IN_ORDER & 1)
-        self._made = self._shown = self._next = self._seen = 0
-        self._wanted = True
-        self._told: bool | None = None  # what the own flags or event say; None: nothing of this end's yet
-        self._armed = -1  # what the own event index says; -1: it asks for nothing, or was not written yet
-        self._broken: str | None = None
+        self._seen = 0
 
-    def _fail(self, why: str) -> NoReturn:
-        """The queue is broken from now on."""
-        self._broken = why
+    def _stop(self, why: str) -> None:
+        super()._stop(why)
         self._seen = self._next  # nothing is taken any more without looking, which says why
-        raise QueueBroken(why)
-
-    def _check(self) -> None:
-        """Raise QueueBroken again when the queue is broken."""
-        if self._broken is not None:
-            raise QueueBroken(self._broken)
 
     def _look(self, most: int) -> bool:
         """Load the other's index; whether there are new entries.  QueueBroken when there are more than `most`."""

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from hmx.virtio.chain import QueueFull, QueueLayout, Segment, Used
-from hmx.virtio.features import Feature
+from hmx.virtio.ends import DriverEnd, new_queue
 from hmx.virtio.memory import BadAddress, QueueMemory
-from hmx.virtio.rings import U16, IndirectArea, check_chain, check_layout, clear
+from hmx.virtio.rings import U16, IndirectArea, check_chain
 from hmx.virtio.split import DESCRIPTOR, INDIRECT, NEXT, SPLIT, USED, WRITE, SplitEnd
 
 
-class SplitDriver(SplitEnd):
+class SplitDriver(DriverEnd, SplitEnd):
     """A DriverQueue.  Zeroes the queue; ValueError for a layout that VIRTIO forbids or memory that is not there.
 
     With RING_INDIRECT_DESC and an `indirect` area, a chain of several segments goes into the table of its head.
@@ -27,15 +27,8 @@ class SplitDriver(SplitEnd):
     def __init__(
         self, layout: QueueLayout, features: int, memory: QueueMemory, indirect: IndirectArea | None = None
     ) -> None:
-        check_layout(SPLIT, layout)
-        try:
-            clear(SPLIT, layout, memory)
-        except BadAddress as error:
-            raise ValueError(str(error)) from error
+        self._tables, self._entries = new_queue(SPLIT, layout, features, memory, indirect)
         super().__init__(layout, features, memory, driver=True)
-        if indirect is None or not features >> Feature.RING_INDIRECT_DESC & 1:
-            indirect = IndirectArea(0, 0)
-        self._tables, self._entries = indirect
         # First in, first out: chains that come back in order leave free descriptors in ring order, as IN_ORDER asks.
         self._free = deque(range(layout.size))
         self._out: dict[int, tuple[object, int, list[int] | None]] = {}  # token, writable bytes, all slots but the head
@@ -48,11 +41,6 @@ class SplitDriver(SplitEnd):
     def free(self) -> int:
         """Free descriptors."""
         return len(self._free)
-
-    @property
-    def outstanding(self) -> int:
-        """Chains that the device has not returned, and those that were not published."""
-        return len(self._out)
 
     def add(self, readable: Sequence[Segment], writable: Sequence[Segment], token: object) -> int:
         """Write a chain; its head."""
@@ -157,17 +145,6 @@ class SplitDriver(SplitEnd):
     def notification_data(self) -> int:
         """The available index that was published last."""
         return self._shown
-
-    def abandon(self) -> list[object]:
-        """Tokens of all chains that were not taken, in the order in which they were added; the queue is of no use then.
-
-        For a queue that is broken or was reset, so that whoever waits for them is told.
-        """
-        tokens = [out[0] for out in self._out.values()]
-        self._broken = self._broken or "the queue was given up"
-        self._seen = self._next  # what was seen is not taken any more
-        self._out.clear()
-        return tokens
 
 
 def _table(readable: Sequence[Segment], writable: Sequence[Segment]) -> bytes:
