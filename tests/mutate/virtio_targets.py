@@ -24,6 +24,7 @@ _RINGS: Final = (
     _VIRTIO + "test_queue_layouts.py",
     _VIRTIO + "test_queue_golden.py",
     _VIRTIO + "test_queue_hostile_driver.py",
+    _VIRTIO + "test_queues_alike.py",
 )
 _SPLIT: Final = (*_RINGS, _VIRTIO + "test_split_queue.py")
 _PACKED: Final = (*_RINGS, _VIRTIO + "test_packed_queue.py", _VIRTIO + "test_packed_queue_events.py")

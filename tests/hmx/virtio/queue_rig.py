@@ -128,6 +128,17 @@ class Rig:
         found: tuple[int, int, int, int] = self._get(table + 16 * index, "<QIHH")
         return found
 
+    def is_indirect(self, index: int) -> bool:
+        """Whether a descriptor of the ring names a table."""
+        return bool(self.descriptor(index)[3 if self.features & PACKED else 2] & IND)
+
+    def returned(self, slots: int) -> list[tuple[int, int, int]]:
+        """Slot, id and length of what the device wrote into the first `slots` (split: but of chain 0 with length 0)."""
+        if self.features & PACKED:
+            found = [(slot, *self.descriptor(slot)) for slot in range(slots)]
+            return [(slot, identity, length) for slot, _, length, identity, flags in found if flags & U]
+        return [(slot, *self.used(slot)) for slot in range(slots) if self.used(slot) != (0, 0)]
+
     def describe(self, index: int, address: int, size: int, third: int, fourth: int, table: int = DESCRIPTORS) -> None:
         """Write a descriptor; the fields in the order of memory."""
         struct.pack_into("<QIHH", self.bytes, table + 16 * index, address, size, third, fourth)

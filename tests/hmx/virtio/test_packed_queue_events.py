@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from hmx.virtio.chain import Used
 from tests.hmx.virtio.queue_rig import (
     DESC,
     DISABLE,
@@ -37,30 +34,6 @@ def test_events() -> None:
             assert (rig.driver_event, rig.device_event) == (where, where)
             driver.want_interrupts(False)
             device.want_notifications(False)
-
-
-@pytest.mark.parametrize("asked", [False, True])
-@pytest.mark.parametrize("features", [PACKED, PACKED | EVENT])
-def test_an_end_that_found_nothing_may_sleep(features: int, asked: bool) -> None:
-    """While notifications are wanted, as they are at first, whoever found nothing is told of the next; nothing is
-    stored again without need.
-    """
-    rig = Rig(3, features)
-    driver, device = rig.driver(), rig.device()
-    if asked:
-        assert not driver.want_interrupts(True) and not device.want_notifications(True)
-    for number in range(10):
-        assert device.pop() is None and driver.take() is None
-        before = len(rig.memory.writes)
-        assert device.pop() is None and driver.take() is None
-        assert len(rig.memory.writes) == before
-        driver.add(one(), (), None)
-        assert driver.publish(), number
-        chain = device.pop()
-        assert chain
-        device.push(chain, 0)
-        assert device.publish(), number
-        assert driver.take()
 
 
 def test_events_that_make_no_sense() -> None:
@@ -104,21 +77,3 @@ def test_a_wish_is_told_once() -> None:
     for wanted in (False, False):
         driver.want_interrupts(wanted)
     assert rig.memory.writes == [(DRIVER, 2), (DRIVER + 2, 2)]
-
-
-def test_what_came_meanwhile() -> None:
-    """Asking answers True when something is there that was not taken."""
-    for features in (PACKED, PACKED | EVENT):
-        rig = Rig(3, features)
-        driver, device = rig.driver(), rig.device()
-        driver.add(one(), (), None)
-        assert not device.want_notifications(True)
-        driver.publish()
-        assert device.want_notifications(True) and not device.want_notifications(False)
-        chain = device.pop()
-        assert chain and not device.want_notifications(True)
-        device.push(chain, 0)
-        assert not driver.want_interrupts(True)
-        device.publish()
-        assert driver.want_interrupts(True)
-        assert driver.take() == Used(None, 0) and not driver.want_interrupts(True)

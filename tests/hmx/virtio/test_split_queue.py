@@ -126,24 +126,6 @@ def test_indirect() -> None:
     assert chain.readable == segments([(0x10000, 16)]) and chain.writable == segments([(0x11000, 512), (0x12000, 1)])
 
 
-def test_when_not_indirect() -> None:
-    """One segment, more than a table holds, no tables, or no feature: descriptors of the ring."""
-    for features, entries, count, slots in (
-        (INDIRECT, 2, 1, 1),
-        (INDIRECT, 2, 3, 3),
-        (INDIRECT, 0, 2, 2),
-        (0, 2, 2, 2),
-    ):
-        rig = Rig(4, features, entries=entries)
-        driver = rig.driver()
-        driver.add(one() * count, (), None)
-        assert driver.free == 4 - slots
-        assert not any(rig.descriptor(index)[2] & IND for index in range(4))
-        driver.publish()
-        chain = rig.device().pop()
-        assert chain and len(chain.readable) == count
-
-
 def test_a_full_queue_of_tables() -> None:
     """Every head has a table of its own, so all of them can be out at once; never more segments than the queue has
     descriptors (VIRTIO 2.7.5.3.1).
@@ -209,23 +191,6 @@ def test_in_order_waits() -> None:
     assert driver.take() == Used(3, 8) and driver.free == 4
 
 
-def test_in_order_does_not_hide_lengths() -> None:
-    """A buffer without an element counts as used completely, so one that was not has an element (VIRTIO 2.7.9)."""
-    rig = Rig(8, IN_ORDER)
-    driver, device = rig.driver(), rig.device()
-    lengths = (8, 3, 8, 8, 0, 8)
-    for token in range(6):
-        driver.add((), one(), token)
-    driver.publish()
-    for length in lengths:
-        chain = device.pop()
-        assert chain
-        device.push(chain, length)
-    device.publish()
-    assert [rig.used(slot) for slot in range(6)] == [(1, 3), (0, 0), (4, 0), (0, 0), (0, 0), (5, 8)]
-    assert [driver.take() for _ in range(6)] == [Used(token, length) for token, length in enumerate(lengths)]
-
-
 def test_in_order_descriptors() -> None:
     """Whatever sizes come and go, descriptors are used in ring order (VIRTIO 2.7.5)."""
     rig = Rig(8, IN_ORDER)
@@ -270,64 +235,6 @@ def test_a_position_is_where_another_goes_on() -> None:
     assert [driver.take() for _ in range(4)] == [Used(0, 1), Used(1, 1), Used(2, 1), None]
     with pytest.raises(QueueBroken):
         rig.device(9).pop()
-
-
-@pytest.mark.parametrize("features", [0, IN_ORDER])
-def test_a_device_returns_what_it_has(features: int) -> None:
-    """Twice, something else, or too many bytes: the device's own mistake."""
-    rig = Rig(4, features)
-    driver, device = rig.driver(), rig.device()
-    driver.add(one(), one(513), None)
-    driver.publish()
-    chain = device.pop()
-    assert chain
-    for written in (-1, 514, 1 << 32):
-        with pytest.raises(ValueError, match="room for 513"):
-            device.push(chain, written)
-    device.push(chain, 513)
-    with pytest.raises(ValueError, match="returned already"):
-        device.push(chain, 0)
-    with pytest.raises(ValueError, match="was not popped"):
-        device.push(chain._replace(head=3), 0)
-
-
-@pytest.mark.parametrize("features", [0, IN_ORDER])
-def test_giving_up(features: int) -> None:
-    """All tokens that were not taken, in order, published or not; the queue is of no use after that."""
-    rig = Rig(8, features)
-    driver, device = rig.driver(), rig.device()
-    for token in "abcd":
-        driver.add(one(), (), token)
-        if token != "d":
-            driver.publish()
-    chains = [device.pop() for _ in range(2)]
-    assert chains[0]
-    device.push(chains[0], 0)
-    device.publish()
-    assert driver.take() == Used("a", 0)
-    assert driver.abandon() == ["b", "c", "d"]
-    assert driver.outstanding == 0 and driver.abandon() == []
-    for operation in (driver.take, driver.publish, lambda: driver.add(one(), (), "e")):
-        with pytest.raises(QueueBroken, match="given up"):
-            operation()
-
-
-def test_giving_up_in_a_batch() -> None:
-    """What came back and was not taken is given up too; nothing comes after that."""
-    for features in (0, IN_ORDER):
-        rig = Rig(4, features)
-        driver, device = rig.driver(), rig.device()
-        for token in range(3):
-            driver.add(one(), (), token)
-        driver.publish()
-        for chain in [device.pop() for _ in range(3)]:
-            assert chain
-            device.push(chain, 0)
-        device.publish()
-        assert driver.take() == Used(0, 0)
-        assert driver.abandon() == [1, 2]
-        with pytest.raises(QueueBroken, match="given up"):
-            driver.take()
 
 
 def test_one_segment_may_be_anywhere() -> None:
