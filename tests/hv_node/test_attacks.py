@@ -8,22 +8,21 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from broker.client import ZmqLink
 from hmx.argo.ring import sanitise_rx
 from hmx.memory import PAGE_SIZE
 from hmx.trap import Kind
 from hmx.vcpu_area import SQ_ENTRIES, Word
 from hv_node.attach import Backing
-from hv_node.config import DomainConfig, HypervisorConfig
+from hv_node.config import DomainConfig
 from hv_node.hvm import TURN, Vcpu
 from hv_node.node import Node
+from tests.doubles.hypervisor_node import Link, started
 from tests.doubles.machine import Machine
-from tests.hv_node.test_node import Link
 
 ATTACKER, PLAYER = 1, 2
 RING_GFN, RING_LEN = 16, 2 * PAGE_SIZE
@@ -32,18 +31,9 @@ RING_GFN, RING_LEN = 16, 2 * PAGE_SIZE
 @pytest.fixture
 def node(short_tmp_path: Path) -> Iterator[Node]:
     """A hypervisor with two domains; its loop is turned by hand."""
-    link = Link()
-    config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
-        "dummy",
-        str(short_tmp_path / "attach"), 0, 0,
-        (DomainConfig("attacker", ATTACKER, 1 << 20, 1), DomainConfig("player", PLAYER, 1 << 20, 1)),
-    )  # fmt: skip
-    made = Node(config, cast(ZmqLink, link))
-    made.start()
-    yield made
-    made.close()
-    link.close()
+    domains = DomainConfig("attacker", ATTACKER, 1 << 20, 1), DomainConfig("player", PLAYER, 1 << 20, 1)
+    with closing(Link()) as link, started(short_tmp_path, link, *domains) as made:
+        yield made
 
 
 def vcpu_of(node: Node, domid: int) -> Vcpu:

@@ -6,56 +6,19 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
-from broker.client import ZmqLink
 from broker.frames import Lane
 from hmx.attach import Request, pack_request, unpack_reply
-from hv_node.config import DomainConfig, HypervisorConfig
+from hv_node.config import DomainConfig
 from hv_node.hvm import TURN
 from hv_node.node import Node
 from hv_node.promptness import SOON_NS, SURE
 from hv_node.turns import SLICE_NS
+from tests.doubles.hypervisor_node import Link, started
 
 TOKEN = bytes(range(16))
-
-
-class Link:
-    """A link that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[list[Any]] = []
-        self.flushes = 0
-        self._ends = socket.socketpair()
-
-    def fileno(self) -> int:
-        return self._ends[0].fileno()
-
-    def send(self, lane: int, record: list[Any]) -> bool:
-        self.said.append(record)
-        return True
-
-    def heartbeat(self) -> None:
-        pass
-
-    def flush(self) -> bool:
-        self.flushes += 1
-        return False
-
-    def receive(self) -> bool:
-        return False
-
-    def pump(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        for end in self._ends:
-            end.close()
-
-    def events(self, code: str) -> list[list[Any]]:
-        return [record[2:] for record in self.said if record[:2] == ["event", code]]
 
 
 @pytest.fixture
@@ -68,16 +31,9 @@ def link() -> Iterator[Link]:
 @pytest.fixture
 def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
     """A hypervisor with one domain, whose guest `app` was granted a token; its loop is turned by hand."""
-    config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
-        "dummy",
-        str(short_tmp_path / "attach"), 0, 0, (DomainConfig("app", 1, 1 << 20, 1),),
-    )  # fmt: skip
-    node = Node(config, cast(ZmqLink, link))
-    node.start()
-    node._on_record(Lane.CONTROL, ["told", "broker", ["grant", "app", TOKEN]], b"")
-    yield node
-    node.close()
+    with started(short_tmp_path, link, DomainConfig("app", 1, 1 << 20, 1)) as node:
+        node._on_record(Lane.CONTROL, ["told", "broker", ["grant", "app", TOKEN]], b"")
+        yield node
 
 
 def ask(node: Node, token: bytes, name: str = "app") -> socket.socket:

@@ -6,17 +6,16 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from broker.client import ZmqLink
 from broker.frames import Lane
 from hmx.attach import Request, pack_request, unpack_reply
-from hv_node.config import DomainConfig, HypervisorConfig
+from hv_node.config import DomainConfig
 from hv_node.node import Node
 from hv_node.roster import TOKENS
-from tests.hv_node.test_node import Link
+from tests.doubles.hypervisor_node import Link, started
 
 MIB = 1 << 20
 
@@ -31,15 +30,8 @@ def link() -> Iterator[Link]:
 @pytest.fixture
 def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
     """A hypervisor with one domain, number 1, for guest `app`; its loop is turned by hand."""
-    config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
-        "dummy",
-        str(short_tmp_path / "attach"), 0, 0, (DomainConfig("app", 1, MIB, 1),),
-    )  # fmt: skip
-    made = Node(config, cast(ZmqLink, link))
-    made.start()
-    yield made
-    made.close()
+    with started(short_tmp_path, link, DomainConfig("app", 1, MIB, 1)) as made:
+        yield made
 
 
 def order(node: Node, *record: Any) -> None:

@@ -8,60 +8,35 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from broker.client import ZmqLink
 from broker.frames import Lane
 from guest_node.remote import RemoteEnd, request
 from hmx import mirror
 from hmx.attach import AttachError, Request, pack_request, unpack_reply
 from hmx.mirror import MessageKind
 from hmx.trap import Arch
-from hv_node.config import DomainConfig, HypervisorConfig
+from hv_node.config import DomainConfig
 from hv_node.node import Node
+from tests.doubles.hypervisor_node import Link, started
 
 TOKEN, OTHER = b"r" * 16, b"o" * 16
 
 
-class Link:
-    """A link that keeps what is said; what was said to a guest on another host apart."""
+class MirrorLink(Link):
+    """A link that keeps apart what is said to a guest on another host."""
 
     def __init__(self) -> None:
-        self.said: list[list[Any]] = []
+        super().__init__()
         self.mirrored: list[tuple[str, bytes]] = []
-        self.flushes = 0
-        self.member = SimpleNamespace(on_welcome=None)
-        self._ends = socket.socketpair()
 
-    def fileno(self) -> int:
-        return self._ends[0].fileno()
-
-    def send(self, _lane: int, record: list[Any], payload: bytes = b"") -> bool:
-        if record[2:] == [["mirror"]]:
-            self.mirrored.append((record[1], bytes(payload)))
-        else:
-            self.said.append(record)
+    def send(self, lane: int, record: list[Any], payload: bytes = b"") -> bool:
+        if record[2:] != [["mirror"]]:
+            return super().send(lane, record, payload)
+        self.mirrored.append((record[1], bytes(payload)))
         return True
-
-    def heartbeat(self) -> None:
-        pass
-
-    def flush(self) -> bool:
-        self.flushes += 1
-        return False
-
-    def pump(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        for end in self._ends:
-            end.close()
-
-    def events(self, code: str) -> list[list[Any]]:
-        return [record[2:] for record in self.said if record[:2] == ["event", code]]
 
     def answers(self) -> list[mirror.Message]:
         """What was said to guests since the last look."""
@@ -71,33 +46,27 @@ class Link:
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
-    link = Link()
+def link() -> Iterator[MirrorLink]:
+    link = MirrorLink()
     yield link
     link.close()
 
 
 @pytest.fixture
-def node(short_tmp_path: Path, link: Link) -> Iterator[Node]:
+def node(short_tmp_path: Path, link: MirrorLink) -> Iterator[Node]:
     """A hypervisor with a guest on another host, and one beside it; both were granted a token."""
-    domains = (DomainConfig("away", 1, 1 << 20, 2, remote=True), DomainConfig("near", 2, 1 << 20, 1))
-    config = HypervisorConfig(
-        "lab", "hv0", str(short_tmp_path), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "",
-        "dummy", str(short_tmp_path / "attach"), 0, 0, domains,
-    )  # fmt: skip
-    node = Node(config, cast(ZmqLink, link))
-    node.start()
-    for name in ("away", "near"):
-        tell(node, "broker", ["grant", name, TOKEN])
-    yield node
-    node.close()
+    domains = DomainConfig("away", 1, 1 << 20, 2, remote=True), DomainConfig("near", 2, 1 << 20, 1)
+    with started(short_tmp_path, link, *domains) as node:
+        for name in ("away", "near"):
+            tell(node, "broker", ["grant", name, TOKEN])
+        yield node
 
 
 def tell(node: Node, sender: str, record: list[Any], payload: bytes = b"") -> None:
     node._on_record(Lane.CONTROL, ["told", sender, record], payload)
 
 
-def ask(node: Node, link: Link, name: str = "away", token: bytes = TOKEN, says: str = "") -> mirror.Message:
+def ask(node: Node, link: MirrorLink, name: str = "away", token: bytes = TOKEN, says: str = "") -> mirror.Message:
     """Ask to attach through the broker; the last answer."""
     tell(node, name, ["mirror"], request(says or name, token))
     return link.answers()[-1]
@@ -108,13 +77,13 @@ def words(answer: mirror.Message) -> str:
     return unpack_reply(bytes(answer.body)).text
 
 
-def test_the_way_in_is_told_with_the_grant(node: Node, link: Link) -> None:
+def test_the_way_in_is_told_with_the_grant(node: Node, link: MirrorLink) -> None:
     """An empty path: through the broker."""
     assert ["tell", "away", ["granted", "", TOKEN]] in link.said
     assert ["tell", "near", ["granted", node.config.attach_path, TOKEN]] in link.said
 
 
-def test_it_is_let_in_once_and_answered_twice(node: Node, link: Link) -> None:
+def test_it_is_let_in_once_and_answered_twice(node: Node, link: MirrorLink) -> None:
     """The same token again: it did not hear the answer.  The lab hears of one attachment."""
     answers = [ask(node, link) for _ in range(2)]
     assert {answer.kind for answer in answers} == {MessageKind.ATTACHED}
@@ -124,7 +93,7 @@ def test_it_is_let_in_once_and_answered_twice(node: Node, link: Link) -> None:
     assert [len([*node.roster.remotes()])] == [1]
 
 
-def test_who_is_not_let_in(node: Node, link: Link) -> None:
+def test_who_is_not_let_in(node: Node, link: MirrorLink) -> None:
     """A wrong token, nobody's, another's name, a guest whose memory is shared; the right one is let in afterwards."""
     assert "wrong attach token" in words(ask(node, link, token=OTHER))
     assert "nobody announced" in words(ask(node, link, "stranger"))
@@ -144,7 +113,7 @@ def test_the_attach_socket_does_not_let_it_in(node: Node) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 40, mirror.pack(MessageKind.ATTACH, 0, b"nonsense")])
-def test_nonsense_is_answered_and_costs_nothing(node: Node, link: Link, data: bytes) -> None:
+def test_nonsense_is_answered_and_costs_nothing(node: Node, link: MirrorLink, data: bytes) -> None:
     """From a guest that is not attached, or from anybody else."""
     for name in ("away", "near", "stranger"):
         tell(node, name, ["mirror"], data)
@@ -152,7 +121,7 @@ def test_nonsense_is_answered_and_costs_nothing(node: Node, link: Link, data: by
     assert node._turn() == 0
 
 
-def test_what_it_says_wrongly_costs_its_domain(node: Node, link: Link) -> None:
+def test_what_it_says_wrongly_costs_its_domain(node: Node, link: MirrorLink) -> None:
     """It is told why, the lab is told too, and the domain dies; another life gets another one."""
     epoch = ask(node, link).epoch
     tell(node, "away", ["mirror"], mirror.pack(MessageKind.ATTACHED, epoch, pack_request(Request("away", TOKEN))))
@@ -168,7 +137,7 @@ def test_what_it_says_wrongly_costs_its_domain(node: Node, link: Link) -> None:
     assert node.roster.is_remote("away")
 
 
-def test_its_process_ended(node: Node, link: Link) -> None:
+def test_its_process_ended(node: Node, link: MirrorLink) -> None:
     """The agent knows before the link does: the domain dies at once, and whoever is left there is told."""
     ask(node, link)
     tell(node, "agent", ["exited", "away", 1])
@@ -177,7 +146,7 @@ def test_its_process_ended(node: Node, link: Link) -> None:
     assert link.events("remote-guest-gone") == []
 
 
-def test_another_session_repeats_what_may_be_lost(node: Node, link: Link) -> None:
+def test_another_session_repeats_what_may_be_lost(node: Node, link: MirrorLink) -> None:
     """Each welcome of a broker: batches that were not acknowledged go again, unchanged; a tick acknowledges."""
     answer = ask(node, link)
     end = RemoteEnd(answer, lambda message: tell(node, "away", ["mirror"], message), Arch.X86_64)
@@ -196,7 +165,7 @@ def test_another_session_repeats_what_may_be_lost(node: Node, link: Link) -> Non
     assert [data for _, data in link.mirrored] == first
 
 
-def test_what_was_said_leaves_in_the_same_turn(node: Node, link: Link) -> None:
+def test_what_was_said_leaves_in_the_same_turn(node: Node, link: MirrorLink) -> None:
     """The link is flushed once when something was said to such a guest, and not for its sake when nothing was."""
     node._ship()
     assert link.flushes == 0

@@ -28,6 +28,7 @@ from hv_node.levels.carried import CARRY, FORWARD, MAX_EARLY, STEAL, CarriedOp, 
 from hv_node.uplinks.around import parents_of
 from hv_node.uplinks.joint import Joint
 from hv_node.xsm import DummyXsm
+from tests.doubles.hypervisor_node import configured
 from tests.doubles.levels import Wire
 from tests.doubles.machine import Guest, Machine
 
@@ -40,11 +41,7 @@ ESRCH = -int(Errno.ESRCH)
 
 
 def config(name: str, **more: Any) -> HypervisorConfig:
-    return HypervisorConfig(
-        "lab", name, "", "", b"", 1, "xen", "x86_64", "intel",
-        **{"doors": ("hypercall", "msr"), "notifications": (), "argo_cmdline": "1", "xsm": "dummy", "attach_path": "",
-           "linger_ns": 5, "seed": 0, "domains": (), **more},
-    )  # fmt: skip
+    return configured(name=name, **{"doors": ("hypercall", "msr"), "linger_ns": 5, **more})
 
 
 class Shell(Machine):

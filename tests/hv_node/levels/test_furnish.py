@@ -17,7 +17,7 @@ from hmx.errno import Errno
 from hmx.memory import PAGE_SIZE, MappedMemory, Window
 from hmx.slots import QUERY_ENDPOINT as QUERY
 from hmx.slots import DelegateCall, DelegateFlag, SlotOp, pack_delegate, parse_endpoint
-from hv_node.config import DomainConfig, HypervisorConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
+from hv_node.config import DomainConfig, PolicyConfig, RemoteConfig, RuleConfig, SlotConfig
 from hv_node.domain import Domain
 from hv_node.effects import PENDING
 from hv_node.levels.errands import Request
@@ -26,6 +26,7 @@ from hv_node.levels.options import LevelOptions
 from hv_node.levels.orders import Orders
 from hv_node.levels.paths import Path
 from hv_node.xsm import DummyXsm
+from tests.doubles.hypervisor_node import configured
 from tests.doubles.levels import Lab, Node
 from tests.hv_node.levels.test_level import call, register, send
 
@@ -100,10 +101,9 @@ class House:
             domains.append(DomainConfig(INSIDE[path], NESTED, 4096, 1, nested=True))
         names = {domain.name for domain in domains}
         remotes = tuple(RemoteConfig(p[-1], d, p, f"{p[-1]}_t") for p, d in GUESTS.items() if p[:-1] != path)
-        return HypervisorConfig(
-            "lab", path[-1], "", "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), (), "1", "dummy", "", 0, 0,
-            tuple(domains), path=path, remotes=remotes, slots=tuple(row for row in slots if row.holder in names),
-            policy=policy,
+        return configured(
+            name=path[-1], domains=tuple(domains), path=path, remotes=remotes, policy=policy,
+            slots=tuple(row for row in slots if row.holder in names),
         )  # fmt: skip
 
     # -- guests ----

@@ -18,6 +18,7 @@ from hv_node.doors.leaves import leaf_of
 from hv_node.effects import PENDING
 from hv_node.uplinks.around import is_joined
 from hv_node.uplinks.joint import Joint
+from tests.doubles.hypervisor_node import configured
 from tests.doubles.machine import Guest, Machine
 from tests.hv_node.test_v4v_doors import v4v
 
@@ -29,10 +30,9 @@ def config(personality: str = "xen", *, policy: PolicyConfig | None = None, conf
     domains = tuple(
         DomainConfig(f"d{domid}", domid, 4096, 1, implicit_only=confined and domid == 1) for domid in range(3)
     )
-    return HypervisorConfig(
-        "lab", "hv0", "", "", b"", 1, personality, "x86_64", "intel", ("hypercall",), (), "1", "dummy", "", 0, 0,
-        domains, path=("hv0",), slots=(SlotConfig("d1", 0, None, 0xD0000, ("hv0", "d2"), 5),) if confined else (),
-        policy=policy,
+    return configured(
+        personality=personality, domains=domains, path=("hv0",), policy=policy,
+        slots=(SlotConfig("d1", 0, None, 0xD0000, ("hv0", "d2"), 5),) if confined else (),
     )  # fmt: skip
 
 

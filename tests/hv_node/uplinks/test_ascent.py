@@ -6,33 +6,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from broker.client import ZmqLink
 from broker.frames import Lane
-from hv_node.config import DomainConfig, HypervisorConfig, OuterConfig, RemoteConfig
+from hv_node.config import DomainConfig, OuterConfig, RemoteConfig
 from hv_node.node import Node
 from hv_node.roster import NESTED_LAST
 from hv_node.uplinks import ascent
-from tests.hv_node import test_node
+from tests.doubles.hypervisor_node import Link, configured
 from tests.hv_node.uplinks.rig import envelope
 
 TOKEN = bytes(range(16))
 MIB = 1 << 20
-
-
-class Link(test_node.Link):
-    """A link of a node that has joined."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.member = SimpleNamespace(on_welcome=None, on_disconnected=None)
-
-    def credit(self, _lane: int) -> int:
-        return 1
 
 
 class World:
@@ -40,11 +28,10 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.links = {"hv0": Link(), "hv1": Link()}
-        outer = HypervisorConfig(
-            "lab", "hv0", str(directory), "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "1",
-            "dummy", str(directory / "hv0"), 0, 0,
-            (DomainConfig("outer", 1, MIB, 1), DomainConfig("hv1", 2, 4 * MIB, 2, nested=True)),
-            path=("hv0",), remotes=(RemoteConfig("inner", 0x4001, ("hv0", "hv1", "inner")),),
+        outer = configured(
+            node_dir=str(directory), attach_path=str(directory / "hv0"), notifications=("virq",), path=("hv0",),
+            domains=(DomainConfig("outer", 1, MIB, 1), DomainConfig("hv1", 2, 4 * MIB, 2, nested=True)),
+            remotes=(RemoteConfig("inner", 0x4001, ("hv0", "hv1", "inner")),),
         )  # fmt: skip
         inner = replace(
             outer,

@@ -24,14 +24,12 @@ from hv_node.uplinks.fabric import FabricUplink
 from hv_node.uplinks.joint import Joint, level_options
 from hv_node.uplinks.wire import Whole
 from hv_node.xsm import DummyXsm
+from tests.doubles.hypervisor_node import configured
 from tests.hv_node.uplinks.rig import MIB, envelope
 
 
 def config(**more: Any) -> HypervisorConfig:
-    return HypervisorConfig(
-        "lab", "hv0", "", "", b"", 1, "xen", "x86_64", "intel", ("hypercall",), ("virq",), "1", "dummy", "", 5, 0,
-        **{"domains": (), "path": ("hv0",), **more},
-    )  # fmt: skip
+    return configured(**{"notifications": ("virq",), "linger_ns": 5, "path": ("hv0",), **more})
 
 
 # ---- plans ----
