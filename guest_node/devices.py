@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from guest_node.config import DeviceConfig
@@ -47,7 +47,7 @@ async def open_device(guest: Guest, device: DeviceConfig, within: float) -> Open
     deadline, delay = guest.time() + within, FIRST_DELAY
     while True:
         try:
-            return await _open(guest, device)
+            return await OPENERS[device.transport](guest, device)
         except OSError as exc:
             if exc.errno not in NOT_YET or guest.time() + delay > deadline:
                 raise
@@ -55,9 +55,7 @@ async def open_device(guest: Guest, device: DeviceConfig, within: float) -> Open
         delay = min(2 * delay, LAST_DELAY)
 
 
-async def _open(guest: Guest, device: DeviceConfig) -> OpenDevice:
-    if device.transport == "virtio-mmio":
-        return await _open_window(guest, device)
+async def _open_port(guest: Guest, device: DeviceConfig) -> OpenDevice:
     from guest_node.virtio.argo_front import connect
     from hmx.virtio.argo import Variant
 
@@ -78,3 +76,10 @@ async def _open_window(guest: Guest, device: DeviceConfig) -> OpenDevice:
         grants = guest.grants = guest.grants or GrantTable(XenCalls(kernel))
     window = windows(kernel.probe.arch)[device.window]
     return await open_mmio(kernel, window, grants=grants, backend=device.backend)
+
+
+OPENERS: Final[dict[str, Callable[[Guest, DeviceConfig], Awaitable[OpenDevice]]]] = {
+    "virtio-argo": _open_port,
+    "virtio-mmio": _open_window,
+}
+"""How a transport is opened."""

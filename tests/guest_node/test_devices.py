@@ -76,7 +76,7 @@ def run(
         guest.devices = DEVICES
         return int(await program(guest))
 
-    monkeypatch.setattr(devices, "_open", opening)
+    monkeypatch.setitem(devices.OPENERS, DEVICES[1].transport, opening)
     return tried, simulate(lambda: lab.run(app=(main, {}, 0.0)))
 
 
