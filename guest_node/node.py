@@ -25,6 +25,7 @@ from guest_node.platform import Platform
 from guest_node.remote import RemoteEnd, request
 from guest_node.remote_bells import RemoteAttachment, attachment
 from guest_node.seeds import generators
+from guest_node.soon import once
 from guest_node.vcpu import Vcpu
 from hmx import mirror
 from hmx.attach import AttachError
@@ -164,7 +165,7 @@ class Shell:
             end = self._answered.result()
             if self.config.firmware != "none":
                 await self._furnished.wait()
-        end.on_dirty = _once(self.loop, end.flush)
+        end.on_dirty = once(self.loop, end.flush)
         return attachment(end, self.loop.call_soon, self._wait)
 
     def _wait(self, seconds: float) -> None:
@@ -189,24 +190,6 @@ class Shell:
                 raise AttachError(f"hypervisor {self.config.hypervisor!r} did not answer in {ATTACH_S:g} s") from None
         targets = len({front.guest for front in self.config.fronts})
         return attach(path, self.config.name, token, ATTACH_S, self.loop.add_reader, targets)
-
-
-def _once(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> Callable[[], None]:
-    """A function that has `action` run in the loop's next turn, once however often it is called before."""
-    scheduled = False
-
-    def run() -> None:
-        nonlocal scheduled
-        scheduled = False
-        action()
-
-    def schedule() -> None:
-        nonlocal scheduled
-        if not scheduled:
-            scheduled = True
-            loop.call_soon(run)
-
-    return schedule
 
 
 def _soon(loop: asyncio.AbstractEventLoop, action: Callable[[str], None], words: str) -> None:

@@ -9,9 +9,9 @@ sent.  Messages stay in the ring until somebody receives, so a full ring holds s
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
+from guest_node.drivers.closing import Closing
 from guest_node.drivers.core import ArgoDriver
 from guest_node.drivers.dialect import ARGO_DGRAM
 from guest_node.drivers.hypercall import Backoff, error, whole
@@ -46,7 +46,7 @@ class Datagram(NamedTuple):
         return self.size > len(self.payload)
 
 
-class DatagramSocket:
+class DatagramSocket(Closing):
     """A datagram socket; made by `datagram`.  Any number of tasks may send, one at a time may receive."""
 
     def __init__(self, driver: ArgoDriver, port: int, partner: int) -> None:
@@ -206,14 +206,6 @@ class DatagramSocket:
         """The driver ended."""
         self._broken = cause
         self.message_waits()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 class _Sink:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
-from typing import Self
 
+from guest_node.drivers.closing import Closing
 from guest_node.drivers.core import ArgoDriver
 from guest_node.drivers.hypercall import error, whole
 from guest_node.drivers.rings import DriverRing
@@ -45,7 +44,7 @@ class _PeerRing:
         self.users = 0
 
 
-class StreamListener:
+class StreamListener(Closing):
     """A listening stream socket; made by `listen`.  Any number of tasks may accept."""
 
     def __init__(self, driver: ArgoDriver, core: Listener, partner: int, ring_len: int) -> None:
@@ -218,14 +217,6 @@ class StreamListener:
             await self._driver.controls.flush_all()
             async with self._lock:
                 await self._unlisten()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 async def listen(

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from guest_node.drivers.closing import Closing
 from guest_node.drivers.core import ArgoDriver
 from guest_node.drivers.framing import batch_limit, frame_limit
 from guest_node.drivers.hypercall import Backoff, error, whole
@@ -44,7 +44,7 @@ PROBE_ABOVE: Final = 2048  # bytes in one send from which on the peer's ring siz
 _OPEN: Final = (State.CONNECTED, State.ACCEPTED)
 
 
-class StreamConnection:
+class StreamConnection(Closing):
     """A connected stream socket.
 
     Several tasks may send (each `send` stays in one piece); one task at a time may receive.  A cancelled
@@ -399,14 +399,6 @@ class StreamConnection:
     async def _finish_after(self, pending: asyncio.Future[None]) -> None:
         await pending
         await self._finish()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def open(self, timeout: float) -> None:
         """Send the SYN and wait for the ACK; for `connect`."""

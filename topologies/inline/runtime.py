@@ -23,6 +23,7 @@ from guest_node.config import GuestConfig
 from guest_node.files import DirectoryFiles
 from guest_node.life import Ending, World, live
 from guest_node.seeds import generators
+from guest_node.soon import once
 from guest_node.vcpu import Vcpu
 from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch
@@ -108,7 +109,7 @@ class _Lab:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._down = loop.create_future()
-        self._fabric.on_readable = _once(loop, self._route)
+        self._fabric.on_readable = once(loop, self._route)
         loop.call_later(HORIZON_S, self._too_long)
         self._core.begin(self._now())
         self._arm()
@@ -210,7 +211,7 @@ class _Lab:
     def _connect(self, kind: str, name: str, on_record: Callable[..., None]) -> FabricLink:
         link = self._links[name] = self._fabric.connect(kind, name)
         link.on_record = on_record
-        link.on_readable = _once(self._loop, link.pump)
+        link.on_readable = once(self._loop, link.pump)
         return link
 
     def _join(self, kind: str, name: str, on_record: Callable[..., None], *say: Sequence[Any]) -> None:
@@ -385,21 +386,3 @@ def _write_log(directory: Path, lines: Sequence[str]) -> None:
     if lines:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "log").write_text("\n".join(lines) + "\n")
-
-
-def _once(loop: asyncio.AbstractEventLoop, action: Callable[[], object]) -> Callable[[], None]:
-    """A function that has `action` run in the loop's next turn, once however often it is called before."""
-    scheduled = False
-
-    def run() -> None:
-        nonlocal scheduled
-        scheduled = False
-        action()
-
-    def schedule() -> None:
-        nonlocal scheduled
-        if not scheduled:
-            scheduled = True
-            loop.call_soon(run)
-
-    return schedule
