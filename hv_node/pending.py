@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hmx.trap import Outcome
 from hv_node.doors.executor import ZERO_EXTENDED
 from hv_node.hvm import AsyncCall, Hvm, Vcpu
-from hv_node.levels.carried import CarriedCall
+from hv_node.levels.wards import CarriedCall
 
 if TYPE_CHECKING:
     from hv_node.levels.level import Level

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from hv_node.argo.core import Argo
     from hv_node.domain import DomainTable
     from hv_node.levels.calls import Calls
-    from hv_node.levels.carried import Wards
     from hv_node.levels.far import Far
     from hv_node.levels.near import Near
     from hv_node.levels.options import Host, LevelCounters, LevelOptions
+    from hv_node.levels.wards import Wards
 
 
 class Guests:

@@ -16,7 +16,6 @@ from hv_node.domain import Domain
 from hv_node.levels import paths
 from hv_node.levels.answers import Answer
 from hv_node.levels.calls import HOPS, Calls, Operation
-from hv_node.levels.carried import Wards
 from hv_node.levels.far import Far
 from hv_node.levels.guests import Guests
 from hv_node.levels.near import Near
@@ -25,6 +24,7 @@ from hv_node.levels.options import Death, Host, LevelCounters, LevelOptions
 from hv_node.levels.paths import EVERYBODY, ITSELF, Path, Where
 from hv_node.levels.proxies import Proxies
 from hv_node.levels.uplink import Outlet, Uplink
+from hv_node.levels.wards import Wards
 
 _ASKED: Final = frozenset({EnvelopeKind.SEND, EnvelopeKind.QUERY})
 _DOWN: Final = notice("way down")

@@ -13,7 +13,7 @@ from hv_node.levels.paths import Path
 from hv_node.levels.proxies import RemoteConfig
 
 if TYPE_CHECKING:
-    from hv_node.levels.carried import WardPlan
+    from hv_node.levels.wards import WardPlan
 
 LINK_TIMEOUT_NS = 5_000_000_000
 LINGER_NS = 500_000_000

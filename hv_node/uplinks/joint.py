@@ -17,13 +17,14 @@ from hv_node.config import DomainConfig, HypervisorConfig
 from hv_node.domain import Domain
 from hv_node.hvm import Hvm, Vcpu
 from hv_node.hypervisor import Hypervisor
-from hv_node.levels.carried import OWN, STEAL, Carrier, WardPlan
+from hv_node.levels.carried import OWN, STEAL, Carrier
 from hv_node.levels.furnish import Furniture
 from hv_node.levels.level import Level
 from hv_node.levels.options import LevelOptions
 from hv_node.levels.orders import Orders
 from hv_node.levels.proxies import RemoteConfig
 from hv_node.levels.uplink import Uplink
+from hv_node.levels.wards import WardPlan
 from hv_node.uplinks.downlink import Downlink
 from hv_node.xsm import xsm_by_name
 

@@ -16,11 +16,11 @@ from hv_node.argo.core import Argo
 from hv_node.argo.options import ArgoOptions
 from hv_node.domain import Domain, DomainTable
 from hv_node.effects import RecordingSink
-from hv_node.levels.carried import CarriedCall
 from hv_node.levels.level import Level
 from hv_node.levels.options import LevelOptions
 from hv_node.levels.paths import EVERYBODY, Path
 from hv_node.levels.proxies import RemoteConfig
+from hv_node.levels.wards import CarriedCall
 from hv_node.xsm import DummyXsm, Xsm
 
 Deliver = Callable[[Envelope, bytes], object]

@@ -36,7 +36,7 @@ def binding_of(spec: LabSpec, here: Collection[str]) -> dict[str, Any]:
         for domain in node.config.domains
         if not getattr(domain, "nested", False)
     }
-    # A guest whose calls the hypervisor around its own takes lives there, for all others (hv_node/levels/carried.py).
+    # A guest whose calls the hypervisor around its own takes lives there, for all others (hv_node/levels/wards.py).
     labels |= {
         (*paths[node.name], ward.name): ward.label
         for node in nodes

@@ -24,7 +24,8 @@ from hv_node.config import DomainConfig, HypervisorConfig, OuterConfig, WardConf
 from hv_node.domain import Domain, DomainState
 from hv_node.doors.tables import PERSONALITIES
 from hv_node.hypervisor import Hypervisor
-from hv_node.levels.carried import CARRY, FORWARD, MAX_EARLY, STEAL, CarriedOp, pack_call, unpack_call
+from hv_node.levels.carried import CARRY, FORWARD, STEAL, CarriedOp, pack_call, unpack_call
+from hv_node.levels.wards import MAX_EARLY
 from hv_node.uplinks.around import parents_of
 from hv_node.uplinks.joint import Joint
 from hv_node.xsm import DummyXsm
