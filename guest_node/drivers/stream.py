@@ -26,6 +26,7 @@ from guest_node.drivers.framing import batch_limit, frame_limit
 from guest_node.drivers.hypercall import Backoff, error, whole
 from guest_node.drivers.rings import DriverRing
 from guest_node.drivers.stream_fsm import Connection, Listener
+from guest_node.drivers.stream_receive import Receiving
 from guest_node.drivers.stream_table import (
     FRAME_LIMIT,
     HEADER,
@@ -44,7 +45,7 @@ PROBE_ABOVE: Final = 2048  # bytes in one send from which on the peer's ring siz
 _OPEN: Final = (State.CONNECTED, State.ACCEPTED)
 
 
-class StreamConnection(Closing):
+class StreamConnection(Receiving, Closing):
     """A connected stream socket.
 
     Several tasks may send (each `send` stays in one piece); one task at a time may receive.  A cancelled
@@ -53,14 +54,11 @@ class StreamConnection(Closing):
 
     def __init__(self, driver: ArgoDriver, core: Connection) -> None:
         """Made by `connect` and `StreamListener.accept`."""
+        super().__init__(driver, core)
         self.bytes_sent = 0
-        self.bytes_received = 0
         self.frames_sent = 0
-        self._driver = driver
-        self._core = core
         core.sink = self
         driver.open_sockets[self] = None
-        self._rings: Iterable[DriverRing] = ()
         self._forget: Callable[[], None] = lambda: None
         self._release: Callable[[], Awaitable[None]] | None = None
         self._header = HEADER.pack(0, core.conid)
@@ -68,26 +66,15 @@ class StreamConnection(Closing):
         self._largest_batch = 1
         self._probed = False
         self._lock = asyncio.Lock()
-        self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[Any] | None = None
         self._closing = False
         self._refused = 0
         self._broken: BaseException | None = None
 
     @property
-    def peer(self) -> Address:
-        """The other end: (port, domid)."""
-        return self._core.peer
-
-    @property
     def port(self) -> int:
         """Our port; of an accepted socket that is its listener's."""
         return self._core.port
-
-    @property
-    def frames_received(self) -> int:
-        """Data frames that have come in, read or not."""
-        return self._core.frames
 
     # -- StreamSink: what the engine wants done ----
 
@@ -267,92 +254,6 @@ class StreamConnection(Closing):
         row = self._core.step(event)
         if errno or row.error:
             raise error(row.error or errno, f"stream to port {self.peer.port:#x} of domain {self.peer.domid}")
-
-    # -- receiving ----
-
-    async def receive(self, limit: int = 65536) -> bytes:
-        """At least one and at most `limit` bytes; b"" at the end of the stream.
-
-        Raises ConnectionResetError when the peer vanished without closing.
-        """
-        if limit < 1:
-            raise ValueError(f"cannot receive {limit} bytes")
-        core = self._core
-        while True:
-            data = core.take(limit)
-            if data:
-                self.bytes_received += len(data)
-                if core.held:
-                    self._unhold()
-                return data
-            if not await self._readable():
-                return b""
-
-    async def receive_into(self, target: bytearray | memoryview) -> int:
-        """Fill `target` with what there is, waiting for at least one byte; 0 at the end of the stream."""
-        view = memoryview(target).cast("B")
-        core = self._core
-        while True:
-            count = core.take_into(view)
-            if count or not view:
-                self.bytes_received += count
-                if core.held:
-                    self._unhold()
-                return count
-            if not await self._readable():
-                return 0
-
-    async def receive_exactly(self, count: int) -> bytes:
-        """Exactly `count` bytes.  Raises asyncio.IncompleteReadError, with what there was, if the stream
-        ends first.
-        """
-        target = bytearray(count)
-        view = memoryview(target)
-        done = 0
-        while done < count:
-            try:
-                step = await self.receive_into(view[done:])
-            except asyncio.CancelledError:
-                if done:
-                    self._core.put_back(bytes(view[:done]))
-                    self.bytes_received -= done
-                raise
-            if not step:
-                raise asyncio.IncompleteReadError(bytes(view[:done]), count)
-            done += step
-        return bytes(target)
-
-    async def _readable(self) -> bool:
-        """Wait until something changes; False at the end of the stream."""
-        self._check(Event.RECEIVE)
-        core = self._core
-        if core.state is State.DISCONNECTED:
-            if core.error:
-                raise error(core.error, f"stream from port {self.peer.port:#x} of domain {self.peer.domid}")
-            return False
-        self._driver.watch(self, core.peer, self._gone)
-        try:
-            await self._wait_change()
-        finally:
-            self._driver.unwatch(self)
-        return True
-
-    async def _wait_change(self) -> None:
-        if self._reader is not None:
-            raise RuntimeError("another task is receiving from this socket")
-        self._reader = asyncio.get_running_loop().create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
-
-    def _unhold(self) -> None:
-        """A frame waits in the ring for room in the budget: let it in when half of the budget is free."""
-        core = self._core
-        if core.unread <= core.budget // 2:
-            core.held = False
-            for ring in self._rings:
-                self._driver.resume(ring)
 
     # -- opening and closing ----
 
