@@ -8,22 +8,22 @@ core: a frame or record that is not right is refused with a code, counted, logge
 
 from __future__ import annotations
 
-import hmac
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from broker import codec, frames, lifecycle
+from broker import frames, lifecycle
 from broker.binding import Binding
 from broker.envelope import Envelope, Use
 from broker.fields import Record, RecordError
 from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Parts, Reason
 from broker.handlers import HANDLERS
+from broker.hello import judge_words
 from broker.impair import Impairment
 from broker.lifecycle import SHOWN, Node, State, Stimulus
 from broker.operations import RELEASE_NS
-from broker.records import Direction, Incoming, Outgoing, PayloadReader, decode, encode
+from broker.records import Direction, Incoming, Outgoing, encode
 from broker.refusals import ENDS, Ends, Refusal, Violation
 from broker.session import SendResult, Session
 from broker.switch import BROKER, Switch
@@ -296,18 +296,10 @@ class RouterCore:
 
     def _judge_hello(self, routing_id: bytes, record: list[Any], host: str) -> tuple[Refusal, str] | None:
         """Why this hello is refused; None: it is welcome.  A holder whose connection is gone yields."""
-        if record[0] != "hello":
-            return Refusal.HELLO_FIRST, f"a handshake with {codec.show(record[0])}"
-        if len(record) > 1 and type(record[1]) is int and record[1] != frames.MAJOR:
-            ours = f"{frames.MAJOR}.{frames.MINOR}"
-            return Refusal.WRONG_VERSION, f"this broker speaks {ours}, the node speaks major {record[1]}"
-        try:
-            decode(Direction.TO_BROKER, Lane.CONTROL, record, PayloadReader(memoryview(b"")))
-        except RecordError as error:
-            return Refusal.MALFORMED_RECORD, str(error)
-        _, _, _, kind, name, token, pid, epoch_seen = record
-        if not hmac.compare_digest(token, self._token):
-            return Refusal.WRONG_TOKEN, f"{kind} {name!r} (pid {pid}) does not show this lab's token"
+        refusal = judge_words(record, self._token)
+        if refusal is not None:
+            return refusal
+        _, _, _, kind, name, _, pid, epoch_seen = record
         if name == BROKER:
             return Refusal.NAME_RESERVED, f"no node may be called {BROKER!r}"
         stranger = self.switch.judge.hello(name, host)
