@@ -30,11 +30,11 @@ from topologies.agent.phases import (
 )
 from topologies.agent.restarts import Restarts
 from topologies.agent.spec import LabSpec, Mode
+from topologies.agent.verdict import Verdict
 from topologies.agent.waits import sentences, untold
 from topologies.exitcodes import ExitCode
-from topologies.runtime import ENDED, Fault, NodeKind, NodeState, Outcome, ending_words, judge, node_faults
+from topologies.runtime import ENDED, Fault, NodeKind, NodeState, Outcome, ending_words, node_faults
 
-EVENTS_KEPT = 10_000
 REPORT_EVERY = SECOND // 2
 """How often a wait that lasts says what it waits for."""
 
@@ -49,8 +49,7 @@ class LabCore:
         self._nodes = Nodes(spec.nodes, sink)
         self._checks = Checks(spec.checks, self._nodes)
         self._restarts = Restarts(self._nodes, sink)
-        self._faults: list[Fault] = []
-        self._events: list[tuple[Any, ...]] = []
+        self._verdict = Verdict(spec, self._nodes, self._checks)
         self._began = self._phase_since = self._next_report = 0
         self._over_since: int | None = None
         self._limit: int | None = None
@@ -158,7 +157,7 @@ class LabCore:
 
     def accuse(self, words: str) -> None:
         """Something of the machines went wrong that the verdict must name."""
-        self._faults.append(Fault(ExitCode.INFRASTRUCTURE, words))
+        self._verdict.broken(words)
 
     def not_restarted(self, name: str, words: str, now: int) -> None:
         """There is nothing on which `name` could be started again."""
@@ -185,19 +184,12 @@ class LabCore:
 
     def event(self, origin: str, code: str, fields: tuple[Any, ...]) -> None:
         """`origin` reported an event."""
-        if len(self._events) < EVENTS_KEPT:
-            self._events.append((origin, code, *fields))
-        match (code, *fields):
-            case ("domain-crashed", str(name), int(domid), str(words)):
-                node = self._nodes.get(name)
-                if node is not None and (node.spec.hypervisor, node.domid) == (origin, domid):
-                    # All that the guest itself knows is that it has no hypervisor any more.
-                    node.detail = f"its domain crashed: {words}"
+        self._verdict.event(origin, code, fields)
 
     def stop(self, fault: Fault | None, now: int) -> None:
         """The lab is to go down now: for `fault`, or (None) because somebody may ask for it."""
         if fault is not None:
-            self._faults.append(fault)
+            self._verdict.blame(fault)
         if self.phase in LIVING or self.phase is Phase.COLLECTING:
             hurry = fault is None or fault.code is ExitCode.INTERRUPTED
             first = Phase.STOPPING_GUESTS if hurry or self.phase is Phase.COLLECTING else Phase.COLLECTING
@@ -268,24 +260,7 @@ class LabCore:
 
     def outcome(self, now: int) -> Outcome:
         """How it went so far; final in phase DOWN."""
-        nodes = tuple(node.outcome() for node in self._nodes)
-        checks = self._checks.outcomes()
-        if self.spec.mode is Mode.UP and self._checks.ready_at is not None:
-            # A lab that stays up tells of the deaths in it; they are no verdict on having been up.
-            code, reasons = judge((), (), (), self._faults)
-        else:
-            code, reasons = judge(nodes, checks, self.spec.checks, self._faults)
-        return Outcome(
-            lab=self.spec.name,
-            runtime="processes",
-            code=code,
-            reasons=reasons,
-            nodes=nodes,
-            checks=checks,
-            events=tuple(self._events),
-            seconds=round((now - self._began) / SECOND, 6),
-            run_dir=self.spec.run_dir,
-        )
+        return self._verdict.outcome((now - self._began) / SECOND)
 
     # ---- endings ------------------------------------------------------------------------------------------
 
@@ -402,5 +377,5 @@ class LabCore:
             for node in self._nodes.of(row.kind):
                 if node.lives:
                     words = f"{row.kind} {node.spec.name} (pid {node.pid}) does not disappear after SIGKILL"
-                    self._faults.append(Fault(ExitCode.INFRASTRUCTURE, words))
+                    self._verdict.broken(words)
             self._enter(row.then, now)
