@@ -27,8 +27,9 @@ def give_up(guest: Guest, what: str, exc: Exception) -> int:
     if isinstance(exc, FileNotFoundError) and str(exc.filename).endswith(IMAGE):
         path = posixpath.normpath(str(exc.filename))
         hint = f" (to make one: mke2fs -q -t ext4 -d DIRECTORY {path} 16M, of Debian's e2fsprogs)"
-    guest.log(f"{what}: {exc}{hint}")
-    guest.result(error=f"{what}: {exc}")
+    words = f"{what}: {exc}{hint}"
+    guest.log(words)
+    guest.result(error=words)
     return 1
 
 

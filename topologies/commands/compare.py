@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from topologies.compare import costs as cost_files
-from topologies.compare.cells import Cell, cells
+from topologies.compare.cells import WAYS, WORKS, Cell, cells
 from topologies.compare.chart import check, draw
 from topologies.compare.measure import NoFigures, measure
 from topologies.compare.render import Line, as_csv, as_json, table
@@ -16,7 +16,7 @@ from topologies.formats import CompareFormat
 
 
 class NoSuchCell(Exception):
-    """`--only` fits nothing."""
+    """Something behind `--only` fits nothing."""
 
     code = ExitCode.USAGE
 
@@ -24,10 +24,15 @@ class NoSuchCell(Exception):
 def chosen(only: Sequence[str]) -> list[Cell]:
     """The cells whose names hold every word of one of `only`; all without it.  Raises NoSuchCell."""
     every = list(cells())
-    found = [cell for cell in every if not only or any(_fits(cell, words) for words in only)]
-    if not found:
-        raise NoSuchCell(f"--only: no cell's name holds {' or '.join(only)}; names are as {every[0].name}")
-    return found
+    for words in only:
+        if not any(_fits(cell, words) for cell in every):
+            unknown = [word for word in words.split(",") if not any(_fits(cell, word) for cell in every)]
+            what = " or ".join(map(repr, unknown)) or f"all of {words!r}"
+            works, ways = (", ".join(row.name for row in rows) for rows in (WORKS, WAYS))
+            raise NoSuchCell(
+                f"--only: no cell's name holds {what}; names are as {every[0].name} [works: {works}; ways: {ways}]"
+            )
+    return [cell for cell in every if not only or any(_fits(cell, words) for words in only)]
 
 
 def _fits(cell: Cell, words: str) -> bool:

@@ -23,7 +23,12 @@ class ChartError(Exception):
 def check(path: str) -> None:
     """Refuse early what cannot be drawn.  Raises ChartError."""
     if Path(path).suffix not in FORMATS:
-        raise ChartError(f"--chart: {path}: the name ends with {' or '.join(FORMATS)}")
+        raise ChartError(f"--chart: {path}: the name must end with {' or '.join(FORMATS)}")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ChartError(f"--chart: {path}: there is no directory {folder}: make it first")
+    if Path(path).is_dir():
+        raise ChartError(f"--chart: {path}: is a directory: name a file in it")
     try:
         import matplotlib  # noqa: F401  (looked for before minutes of counting)
     except ImportError:
@@ -46,7 +51,7 @@ def panels(costs: Costs | None) -> Iterator[tuple[str, Callable[[Figures], float
 
 
 def draw(lines: Sequence[Line], path: str, costs: Costs | None = None) -> None:
-    """Draw the cells that have figures into `path`.  Raises ChartError, OSError."""
+    """Draw the cells that have figures into `path`.  Raises ChartError."""
     check(path)
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -67,4 +72,7 @@ def draw(lines: Sequence[Line], path: str, costs: Costs | None = None) -> None:
     every[0].invert_yaxis()
     # Without a date the same figures give the same file.
     metadata = {"Date": None} if path.endswith(".svg") else {}
-    figure.savefig(path, metadata=metadata)
+    try:
+        figure.savefig(path, metadata=metadata)
+    except OSError as error:
+        raise ChartError(f"--chart: {path}: cannot be written: {error.strerror}") from None

@@ -70,34 +70,40 @@ def shipped() -> tuple[str, ...]:
 def load(name: str) -> Costs:
     """The cost file of that name, or at that path.  Raises CostError."""
     path = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name)
+    if not path.is_file():
+        raise CostError(f"--costs: {name}: no such file (a file, or one of: {', '.join(shipped())})")
     try:
         root = load_file(str(path))
     except TopologyError as error:
-        raise CostError(f"--costs: {error} (a file, or one of: {', '.join(shipped())})") from None
+        raise CostError(f"--costs: {error}") from None
     return parse(str(path), {} if root is None else plain(root))
 
 
 def parse(name: str, data: Any) -> Costs:
     """Costs from the data of a file.  Raises CostError."""
+    where, every = f"--costs: {name}", ("ghz", *KEYS)
     if not isinstance(data, dict):
-        raise CostError(f"{name}: a map of costs is wanted, with ghz and {', '.join(KEYS)}")
+        raise CostError(f"{where}: {data!r} is no map of costs [wanted: {', '.join(every)}]")
     for key in data:
-        if key not in ("ghz", *KEYS):
-            raise CostError(f"{name}: {key!r} is no cost [valid: ghz, {', '.join(KEYS)}]")
-    ghz = _number(name, "ghz", data.get("ghz"))
+        if key not in every:
+            raise CostError(f"{where}: {key!r} is no cost [valid: {', '.join(every)}]")
+    for key in every:
+        if key not in data:
+            raise CostError(f"{where}: {key} is missing [wanted: {', '.join(every)}]")
+    ghz = _number(where, "ghz", "GHz", data["ghz"])
     if not ghz:
-        raise CostError(f"{name}: ghz: a clock of 0")
+        raise CostError(f"{where}: ghz: a clock of 0 GHz never ticks")
     cycles, sources = {}, {}
     for key in KEYS:
-        entry = data.get(key)
+        entry = data[key]
         if not isinstance(entry, dict) or set(entry) != {"cycles", "source"}:
-            raise CostError(f"{name}: {key}: write {{cycles: N, source: where it was published}}")
-        cycles[key] = _number(name, key, entry["cycles"])
+            raise CostError(f"{where}: {key}: {entry!r}: write {{cycles: N, source: where it was published}}")
+        cycles[key] = _number(where, key, "cycles", entry["cycles"])
         sources[key] = str(entry["source"])
     return Costs(Path(name).stem, ghz, cycles, sources)
 
 
-def _number(name: str, key: str, value: Any) -> float:
+def _number(where: str, key: str, unit: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
-        raise CostError(f"{name}: {key}: {value!r} is no number of cycles")
+        raise CostError(f"{where}: {key}: {value!r} is no number of {unit}: write one from 0 to 1e12")
     return float(value)

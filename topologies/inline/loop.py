@@ -56,3 +56,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Seconds of virtual time since the loop was made."""
         return self._virtual.now
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """As ever, but for an interruption in a task: it is raised out of the loop as well, so nobody missed it."""
+        if not isinstance(context.get("exception"), KeyboardInterrupt):
+            super().call_exception_handler(context)

@@ -15,7 +15,7 @@ from guest_node.programs.back_mmio import WAYS as ACCESSES
 from topologies.commands import compare as command
 from topologies.compare import costs
 from topologies.compare.cells import DOORS, NOTIFICATIONS, WAYS, WORKS, Cell, Work, cells
-from topologies.compare.chart import ChartError, draw
+from topologies.compare.chart import ChartError, check, draw
 from topologies.compare.figures import NAMES, Figures, per_request, shown
 from topologies.compare.labs import topology
 from topologies.compare.measure import NoFigures, measure
@@ -173,8 +173,21 @@ def test_words_choose_cells() -> None:
     """`--only` is repeated for more cells, and its words are set apart by commas for fewer."""
     assert [cell.name for cell in command.chosen(["net-64,argo-inline"])] == ["net-64/argo-inline/hypercall/virq/L0"]
     assert len(command.chosen(["net-64,argo-inline", "net-1500,argo-inline"])) == 2
-    with pytest.raises(command.NoSuchCell, match="net-65"):
-        command.chosen(["net-65"])
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        (["net-65"], r"holds 'net-65';.*\[works: .*net-64.*; ways: .*argo-inline"),
+        (["net-64", "net-65"], "holds 'net-65'"),
+        (["net-65,argo-inlined,L0"], "holds 'net-65' or 'argo-inlined';"),
+        (["net-64,v4v"], "holds all of 'net-64,v4v'"),
+    ],
+)
+def test_words_that_choose_nothing(only: list[str], words: str) -> None:
+    """Each `--only` chooses something; the message names the word that does not, and what there is."""
+    with pytest.raises(command.NoSuchCell, match=words):
+        command.chosen(only)
 
 
 def test_the_three_forms_say_the_same() -> None:
@@ -198,10 +211,12 @@ def test_the_cost_files_that_ship_name_their_sources(name: str) -> None:
     assert found.cycles["reflected-exit"] > found.cycles["exit"]
 
 
+SOUND = {"ghz": 2.0, **{key: {"cycles": 10, "source": "here"} for key in costs.KEYS}}
+
+
 def test_costs_price_what_was_counted() -> None:
     """Cycles by count, microseconds by the clock."""
-    entry = {"cycles": 10, "source": "here"}
-    found = costs.parse("x.yaml", {"ghz": 2.0, **dict.fromkeys(costs.KEYS, entry)})
+    found = costs.parse("x.yaml", SOUND)
     counted = figures(exits_l0=1, exits_l1=1, exits_l2=1, copied_by_hypervisor=1, copied_by_back_end=1, pages_mapped=1,
                       pages_unmapped=1, interrupts=1, round_trips=1)  # fmt: skip
     assert found.cycles_of(counted) == 90
@@ -212,24 +227,34 @@ def test_costs_price_what_was_counted() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (5, "a map of costs"),
-        ({"ghz": 2, "exits": {}}, "'exits' is no cost"),
-        ({"ghz": 0}, "a clock of 0"),
-        ({"ghz": "fast"}, "'fast' is no number"),
-        ({"ghz": 2, "exit": 5}, "exit: write"),
-        ({"ghz": 2, "exit": {"cycles": -1, "source": "x"}}, "-1 is no number"),
+        (5, "5 is no map of costs"),
+        (SOUND | {"exits": {}}, "'exits' is no cost"),
+        ({"ghz": 2}, "exit is missing"),
+        ({}, "ghz is missing"),
+        (SOUND | {"ghz": 0}, "ghz: a clock of 0"),
+        (SOUND | {"ghz": "fast"}, "ghz: 'fast' is no number of GHz"),
+        (SOUND | {"exit": 5}, "exit: 5: write"),
+        (SOUND | {"exit": {"cycles": -1, "source": "x"}}, "exit: -1 is no number of cycles"),
     ],
 )
 def test_a_cost_file_that_is_none(data: object, words: str) -> None:
-    """The message names the file, the key and the value."""
-    with pytest.raises(costs.CostError, match=words):
+    """The message names the flag, the file, the key and the value."""
+    with pytest.raises(costs.CostError, match=f"^--costs: mine.yaml: {words}"):
         costs.parse("mine.yaml", data)
 
 
 def test_a_cost_file_that_is_not_there() -> None:
     """It names those that ship."""
-    with pytest.raises(costs.CostError, match="x86-server"):
+    with pytest.raises(costs.CostError, match=r"nowhere\.yaml: no such file .*x86-server"):
         costs.load("nowhere.yaml")
+
+
+def test_a_cost_file_that_is_no_yaml(tmp_path: Path) -> None:
+    """The place in the file, and nothing about files that are not meant."""
+    (tmp_path / "mine.yaml").write_text("ghz: [1\n")
+    with pytest.raises(costs.CostError, match=r"^--costs: .*mine\.yaml:1:6: '\[' without '\]'") as caught:
+        costs.load(str(tmp_path / "mine.yaml"))
+    assert "x86-server" not in str(caught.value)
 
 
 def test_the_chart_is_drawn_and_repeatable(tmp_path: Path) -> None:
@@ -241,3 +266,17 @@ def test_the_chart_is_drawn_and_repeatable(tmp_path: Path) -> None:
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
     with pytest.raises(ChartError, match=r"\.svg or \.png"):
         draw(PAIR, str(tmp_path / "d.pdf"))
+    (tmp_path / "full.svg").symlink_to("/dev/full")
+    with pytest.raises(ChartError, match=r"full\.svg: cannot be written: No space left"):
+        draw(PAIR, str(tmp_path / "full.svg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("none/a.svg", "there is no directory .*none"), ("b.svg", "b.svg: is a directory")]
+)
+def test_a_chart_that_cannot_be_written_is_refused_before_the_counting(tmp_path: Path, name: str, words: str) -> None:
+    """Counting takes minutes; what is wrong with the name is known before."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "b.svg").mkdir()
+    with pytest.raises(ChartError, match=words):
+        check(str(tmp_path / name))

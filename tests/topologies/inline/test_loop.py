@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -37,6 +38,21 @@ def test_timers_fire_in_order() -> None:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
     assert woken == [1, 3, 5]
+
+
+def test_an_interruption_of_a_task_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Ctrl-C comes while some task runs: it is raised out of the loop, and asyncio tells of no exception besides."""
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        await asyncio.gather(asyncio.create_task(interrupted()), asyncio.sleep(1))
+
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_waiting_for_nothing_is_a_deadlock() -> None:
