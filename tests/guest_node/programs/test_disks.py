@@ -96,7 +96,7 @@ def run(
         disk.queues = queues
         return disk
 
-    monkeypatch.setattr(devices, "_open", opening)
+    monkeypatch.setitem(devices.OPENERS, "virtio-argo", opening)
     monkeypatch.setattr(disks, "BlkDevice", made)
     target = load(f"builtin:{program}")
 

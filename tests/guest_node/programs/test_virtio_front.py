@@ -60,7 +60,7 @@ def run(
         opened.append(Closing(models[device.type]))
         return opened[-1]
 
-    monkeypatch.setattr(devices, "_open", opening)
+    monkeypatch.setitem(devices.OPENERS, "virtio-argo", opening)
     target: Program = load(f"builtin:{program}")
 
     async def main(guest: Guest) -> int | None:
