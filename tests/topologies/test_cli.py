@@ -172,3 +172,14 @@ def test_the_agent_does_not_import_what_only_the_launcher_needs() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_room_for_what_is_printed() -> None:
+    """The machine's failure, not the command's: exit code 4, and no traceback is kept."""
+    with open("/dev/full", "w") as full:
+        arguments = [sys.executable, "-m", "topologies.cli", "schema"]
+        done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        ExitCode.INFRASTRUCTURE,
+        "argosy: writing: No space left on device: make room, then try again\n",
+    )

@@ -7,6 +7,7 @@ Python traceback reaches a user: that of an internal error is kept in a file, an
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -99,6 +100,9 @@ def _explain(error: Exception) -> int:
     code = getattr(error, "code", None)
     if isinstance(code, ExitCode):
         return _complain(str(error), code)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "writing"  # what was opened before, or standard output, is not named
+        return _complain(f"{where}: {error.strerror}: make room, then try again", ExitCode.INFRASTRUCTURE)
     kept = basedir.keep_failure(traceback.format_exc())
     words = f"internal error: {type(error).__name__}: {error}"
     return _complain(f"{words} (traceback in {kept})" if kept else words, ExitCode.DIED)
