@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from guest_node.kernel.argo import GuestMemoryView
+from guest_node.virtio.xen_calls import XenCalls
 from hmx.ioreq import EXTENDED_BASE
 from hmx.memory import PAGE_SIZE
 from hmx.shm import fence
@@ -105,12 +105,15 @@ class MappedAccess(RemoteMemory):
     most: int = 1 << 16
     """Pages that one chain may touch."""
 
-    def __init__(self, memory: GuestMemoryView, keep: bool) -> None:
+    def __init__(self, xen: XenCalls, target: int, keep: bool = False) -> None:
         super().__init__()
+        self._xen = xen
+        self._target = target
         self._keep = keep
         self._mapped: dict[int, int] = {}  # page of the front end's addresses -> its place in the front end's RAM
         self._users: Counter[int] = Counter()
-        self._region = memory.extended
+        self._region = xen.memory.extended
+        self._flat: FlatMemory | None = None
 
     @abstractmethod
     def _map(self, pages: Sequence[int]) -> None:
@@ -120,9 +123,14 @@ class MappedAccess(RemoteMemory):
     def _unmap(self, pages: Sequence[int]) -> None:
         """Unmap pages that are mapped."""
 
-    @abstractmethod
     def _ram(self) -> FlatMemory:
-        """The front end's RAM, of which only mapped pages may be touched.  BadAddress if it is not there any more."""
+        """The front end's RAM as our silicon reaches it: mapped pages only.  BadAddress if it is not there any more."""
+        if self._flat is None:
+            ram = self._xen.memory.foreign(self._target)
+            if ram is None:
+                raise BadAddress(0, 0)
+            self._flat = FlatMemory(ram)
+        return self._flat
 
     def is_mapped(self, page: int) -> bool:
         """Whether a page of the front end's addresses is mapped."""

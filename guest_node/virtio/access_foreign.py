@@ -11,31 +11,15 @@ from collections.abc import Sequence
 from guest_node.virtio.access import MappedAccess
 from guest_node.virtio.xen_calls import MAP_BATCH, XenCalls, XenRefused
 from hmx.memory import PAGE_SIZE
-from hmx.virtio.memory import BadAddress, FlatMemory
-
-
-def foreign_ram(xen: XenCalls, target: int) -> FlatMemory:
-    """A domain's RAM as our silicon reaches it once pages are mapped.  BadAddress if it is not there."""
-    ram = xen.memory.foreign(target)
-    if ram is None:
-        raise BadAddress(0, 0)
-    return FlatMemory(ram)
+from hmx.virtio.memory import BadAddress
 
 
 class ForeignAccess(MappedAccess):
     """Guest physical addresses of domain `target`."""
 
     def __init__(self, xen: XenCalls, target: int, keep: bool = False) -> None:
-        super().__init__(xen.memory, keep)
-        self._xen = xen
-        self._target = target
+        super().__init__(xen, target, keep)
         self._frames: dict[int, int] = {}
-        self._flat: FlatMemory | None = None
-
-    def _ram(self) -> FlatMemory:
-        if self._flat is None:
-            self._flat = foreign_ram(self._xen, self._target)
-        return self._flat
 
     def _map(self, pages: Sequence[int]) -> None:
         bad: int | None = None

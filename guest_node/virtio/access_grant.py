@@ -6,18 +6,16 @@ Sources: Xen public/grant_table.h; Linux drivers/xen/grant-dma-ops.c for the add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from guest_node.kernel.pages import pages_for
-from guest_node.virtio.access import MappedAccess, RemoteMemory, pages_of
-from guest_node.virtio.access_foreign import foreign_ram
+from guest_node.virtio.access import MappedAccess
+from guest_node.virtio.access_copied import CopiedAccess
 from guest_node.virtio.xen_calls import GRANT_BATCH, XenCalls, XenRefused, chunks
 from hmx import xen
 from hmx.grants import DMA_GRANT, CopyFlag, GrantOp, GrantStatus, MapFlag, split_dma
 from hmx.memory import PAGE_SIZE
-from hmx.virtio.chain import Segment
-from hmx.virtio.memory import BadAddress, Buffer, FlatMemory
+from hmx.virtio.memory import BadAddress
 
 BOUNCE: Final = 1 << 16
 _MAX_GREF: Final = 1 << 32
@@ -40,16 +38,8 @@ class GrantMapAccess(MappedAccess):
     """
 
     def __init__(self, calls: XenCalls, target: int, keep: bool = False) -> None:
-        super().__init__(calls.memory, keep)
-        self._xen = calls
-        self._target = target
+        super().__init__(calls, target, keep)
         self._handles: dict[int, tuple[int, int]] = {}  # page -> frame, handle
-        self._flat: FlatMemory | None = None
-
-    def _ram(self) -> FlatMemory:
-        if self._flat is None:
-            self._flat = foreign_ram(self._xen, self._target)
-        return self._flat
 
     def _map(self, pages: Sequence[int]) -> None:
         refused = self._try(pages, MapFlag.HOST_MAP)
@@ -95,56 +85,25 @@ class GrantMapAccess(MappedAccess):
                 self.free_frame(frame)
 
 
-class GrantCopyAccess(RemoteMemory):
+class GrantCopyAccess(CopiedAccess):
     """The same addresses; buffers are copied by the hypervisor, queues are mapped."""
 
-    maps_payload = False
-
     def __init__(self, calls: XenCalls, target: int) -> None:
-        super().__init__()
-        self._xen = calls
-        self._target = target
-        self._rings = GrantMapAccess(calls, target)
-        self._rings.counters = self.counters
-        self._held: set[int] = set()
-        self._bounce = calls.memory.pages.allocate(pages_for(BOUNCE)) * PAGE_SIZE
+        super().__init__(calls, target, GrantMapAccess(calls, target), BOUNCE)
 
-    def load16(self, address: int) -> int:
-        """By the mapping of the queue: there are u16 nowhere else."""
-        return self._rings.load16(address)
+    def _steps(self, address: int, size: int) -> Iterable[tuple[int, int]]:
+        if not address >= DMA_GRANT or address + size > 1 << 64:
+            raise BadAddress(address, size)
+        return ((address + done, min(BOUNCE, size - done)) for done in range(0, size, BOUNCE))
 
-    def store16(self, address: int, value: int) -> None:
-        """The same."""
-        self._rings.store16(address, value)
-
-    def read(self, address: int, size: int) -> bytes:
-        """By copies of at most 64 KiB a hypercall; pages of a queue by their mapping."""
-        if address // PAGE_SIZE in self._held:
-            return self._rings.read(address, size)
-        parts = []
-        for start, length in _steps(address, size):
-            self._copy(start, length, CopyFlag.SOURCE_GREF)
-            parts.append(bytes(self._xen.memory.buffer[self._bounce : self._bounce + length]))
-        return b"".join(parts)
-
-    def write(self, address: int, data: Buffer) -> None:
-        """The same."""
-        if address // PAGE_SIZE in self._held:
-            self._rings.write(address, data)
-            return
-        for start, length in _steps(address, len(data)):
-            done = start - address
-            self._xen.memory.buffer[self._bounce : self._bounce + length] = memoryview(data)[done : done + length]
-            self._copy(start, length, CopyFlag.DEST_GREF)
-
-    def _copy(self, address: int, size: int, flag: CopyFlag) -> None:
+    def _copy(self, address: int, size: int, *, store: bool) -> None:
         """A hypercall with an element for each run of bytes that leaves neither end's page."""
         elements = []
         for start, length in _runs(address, self._bounce, size):
             ours = self._bounce + start - address
             theirs = _gref(start, length), self._target, start % PAGE_SIZE
             mine = ours // PAGE_SIZE, xen.DOMID_SELF, ours % PAGE_SIZE
-            ends = (*theirs, *mine) if flag is CopyFlag.SOURCE_GREF else (*mine, *theirs)
+            ends, flag = ((*mine, *theirs), CopyFlag.DEST_GREF) if store else ((*theirs, *mine), CopyFlag.SOURCE_GREF)
             elements.append((*ends, length, flag, 0))
         self.counters.hypercalls += 1
         try:
@@ -154,33 +113,6 @@ class GrantCopyAccess(RemoteMemory):
         if any(answer[-1] != GrantStatus.OKAY for answer in answers):
             raise BadAddress(address, size)
         self.counters.copied_by_hypervisor += size
-
-    def hold(self, areas: Sequence[Segment]) -> None:
-        """Map the areas of a queue."""
-        self._rings.hold(areas)
-        self._held.update(pages_of(areas))
-
-    def drop(self, areas: Sequence[Segment]) -> None:
-        """Unmap them."""
-        self._rings.drop(areas)
-        self._held = {page for page in self._held if self._rings.is_mapped(page)}
-
-    def borrow(self, segments: Sequence[Segment]) -> None:
-        """Nothing to do: a grant is judged when it is used."""
-
-    def give_back(self, segments: Sequence[Segment]) -> None:
-        """Nothing to do."""
-
-    def drop_all(self) -> None:
-        """Unmap all queues."""
-        self._held.clear()
-        self._rings.drop_all()
-
-
-def _steps(address: int, size: int) -> Iterator[tuple[int, int]]:
-    if not address >= DMA_GRANT or address + size > 1 << 64:
-        raise BadAddress(address, size)
-    return ((address + done, min(BOUNCE, size - done)) for done in range(0, size, BOUNCE))
 
 
 def _runs(theirs: int, ours: int, size: int) -> Iterator[tuple[int, int]]:
