@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,14 @@ def rig(short_tmp_path: Path) -> Iterator[Rig]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Rig]:
+    """One world for all labs of a module, each of which runs once."""
+    with tempfile.TemporaryDirectory(prefix="av-") as directory:
+        made = Rig(Path(directory))
+        try:
+            yield made
+        finally:
+            made.close()

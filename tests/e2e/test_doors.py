@@ -7,10 +7,7 @@ follows from it.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,17 +89,6 @@ class Ran:
             assert (node["exit"], node["result"].get("wrong", 0)) == (expected, 0), node["name"]
             if expected:
                 assert "no door to Argo was found" in node["detail"]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
-    """One world for all labs of this module, each of which runs once."""
-    with tempfile.TemporaryDirectory(prefix="av-") as directory:
-        made = Rig(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @pytest.fixture(scope="module")

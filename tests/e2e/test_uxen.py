@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +16,6 @@ FILE = str(ROOT / "topologies" / "library" / "uxen.yaml")
 DEADLINE = 60.0
 RUNTIMES = {"processes": (), "inline": ("--runtime", "inline", "--seed", "3")}
 STOR = 4
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
-    with tempfile.TemporaryDirectory(prefix="av-") as directory:
-        made = Rig(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @pytest.fixture(scope="module")

@@ -146,11 +146,8 @@ def test_spurious_kicks(bench: Benches, rings: str) -> None:
     assert len(run(transport, once(queue))) == 8
 
 
-@pytest.mark.parametrize("rings", FORMATS)
-def test_the_line_follows_interrupt_status(bench: Benches, rings: str) -> None:
-    """High until acknowledged, whatever is read; what is not acknowledged stays (4.2.2)."""
-    found = bench("rng")
-    transport, queue = live(found, rings)
+def interrupted(found: Bench, transport: MmioTransport, queue: MmioQueue) -> None:
+    """One request, until the line says that it was used; nothing is acknowledged."""
 
     async def used() -> None:
         queue.submit((), 8)
@@ -160,6 +157,14 @@ def test_the_line_follows_interrupt_status(bench: Benches, rings: str) -> None:
             assert found.board.wait(0.002)
 
     run_quietly(transport, used())
+
+
+@pytest.mark.parametrize("rings", FORMATS)
+def test_the_line_follows_interrupt_status(bench: Benches, rings: str) -> None:
+    """High until acknowledged, whatever is read; what is not acknowledged stays (4.2.2)."""
+    found = bench("rng")
+    transport, queue = live(found, rings)
+    interrupted(found, transport, queue)
     assert transport.read("InterruptStatus") == Interrupt.USED
     assert transport.read("InterruptStatus") == Interrupt.USED
     transport.write("InterruptACK", Interrupt.CONFIG)
@@ -176,15 +181,7 @@ def test_a_reset_takes_the_interrupt_back(bench: Benches, rings: str) -> None:
     """InterruptStatus is 0 and the line is low (4.2.2.1)."""
     found = bench("rng")
     transport, queue = live(found, rings)
-
-    async def used() -> None:
-        queue.submit((), 8)
-        queue.ring.publish()
-        queue.notify()
-        while not found.board.interrupt():
-            assert found.board.wait(0.002)
-
-    run_quietly(transport, used())
+    interrupted(found, transport, queue)
     transport.write("Status", 0)
     assert transport.read("InterruptStatus") == 0
     assert not found.board.interrupt()
