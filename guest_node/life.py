@@ -117,15 +117,22 @@ async def _run(program: Program, guest: Guest, world: World) -> Ending:
         code = leaving.code & 0xFF if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
         return _raised(error, world)
-    return Ending(code, f"the program ended with {code}" if code else "")
+    if not code:
+        return Ending(code, "")
+    gave_up = guest.results.get("error")
+    return Ending(code, _reason(gave_up) if isinstance(gave_up, str) else f"the program ended with {code}")
 
 
 def _raised(error: Exception, world: World) -> Ending:
     world.log("".join(traceback.format_exception(error)))
-    said = " ".join(str(error).split())
-    if len(said) > REASON_MOST:
-        said = f"{said[:REASON_MOST]}... (all of it is in the log)"
+    said = _reason(str(error))
     return Ending(FAILED, f"the program raised {type(error).__name__}{': ' + said if said else ''}")
+
+
+def _reason(words: str) -> str:
+    """On one line, and not the whole of a long story."""
+    said = " ".join(words.split())
+    return said if len(said) <= REASON_MOST else f"{said[:REASON_MOST]}... (all of it is in the log)"
 
 
 def counters(kernel: Kernel, coalesced: int = 0) -> dict[str, Any]:

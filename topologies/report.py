@@ -97,10 +97,6 @@ SHOWN_RESULTS = frozenset(
 )
 
 
-ERROR = "error"
-"""The result that says why a program gave up: the names that matter stand at its end, so it is not cut."""
-
-
 def run_table(outcome: Outcome) -> tuple[list[Column], list[list[str]]]:
     """The columns that have something to show, and one row of cells for each guest."""
     guests = [node for node in outcome.nodes if node.kind is NodeKind.GUEST]
@@ -131,7 +127,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
     for node in outcome.nodes:
         rest = {key: value for key, value in node.result.items() if key not in SHOWN_RESULTS}
         if node.kind is NodeKind.GUEST and rest:
-            words = ", ".join(f"{key} {value if key == ERROR else _short(value)}" for key, value in rest.items())
+            words = ", ".join(f"{key} {_short(value)}" for key, value in rest.items())
             lines.append(f"{node.name}: {words}")
     lines += [f"{node.name}: {words}" for node in outcome.nodes if (words := _interrupts(node))]
     for check in outcome.checks:

@@ -86,7 +86,7 @@ def test_what_was_chosen_is_told_before_it_is_ready(apic: bool) -> None:
     assert ("no" if apic else "needs a local APIC") in (found["said"] or "no")
     result = json.loads(told[2][3])
     assert (result["door"], result["instruction"], result["notification"]) == ("msr", "WRMSR", found["notification"])
-    assert ending.code == 1 and "no exchange with 9" in result["error"]
+    assert ending == Ending(1, result["error"]) and "no exchange with 9" in ending.reason, "why it gave up"
 
 
 def test_the_machine() -> None:

@@ -70,13 +70,6 @@ def test_odd_results_do_not_break_the_table() -> None:
     assert len(summary_lines(outcome(node))[0]) < 80
 
 
-def test_why_a_program_gave_up_is_told_in_full() -> None:
-    """The file that is missing, and how to make one, stand at the end of the words."""
-    words = "not everything was written: " + "x" * 200 + " (to make one: mke2fs)"
-    node = NodeOutcome("a", NodeKind.GUEST, NodeState.FAILED, 1, result={"error": words})
-    assert summary_lines(outcome(node))[0] == f"a: error {words}"
-
-
 def test_what_a_program_reports_of_its_interrupts() -> None:
     """Traps and spurious interrupts from the program, coalesced ones from its hypervisor's counters; else no column."""
     counters = {"arch": {"a": {"interrupts_coalesced": 4}}}
