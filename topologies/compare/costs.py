@@ -1,8 +1,8 @@
 """Cost files: what each counted thing costs on some machine, so that counts become a projected time.
 
 A projection, not a measurement: the counts are exact, the costs are somebody's published measurements of single
-operations, and caches and scheduling are in neither.  Two files ship, in `topologies/compare/costs`; each value names
-its source.
+operations, or assumptions, and caches and scheduling are in neither.  Two files ship, in `topologies/compare/costs`;
+each value names its source, or says that it is assumed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ class CostError(Exception):
     code = ExitCode.USAGE
 
 
-KEYS: Final = ("exit", "reflected-exit", "copy-byte", "map-page", "unmap-page", "interrupt", "round-trip")
-"""Cycles of: an exit to the outermost hypervisor and the entry after it; the same of each level further in, reflected;
-one byte copied; a page mapped; one unmapped, with its invalidation; an interrupt delivered; a wait for another domain
-to be scheduled and to answer.
+KEYS: Final = (
+    "exit", "reflected-exit", "reflected-twice", "copy-byte", "map-page", "unmap-page", "interrupt", "round-trip"
+)  # fmt: skip
+"""Cycles of: an exit to the outermost hypervisor and the entry after it; what is added where the next level in answers,
+and where the one after that does, with all exits of their own that these levels need; one byte copied; a page mapped;
+one unmapped, with its invalidation, both without the hypercall, which is an exit; an interrupt delivered; a wait for
+another domain to be scheduled and to answer.
 """
 
 
@@ -48,7 +51,9 @@ class Costs:
         """Projected cycles of one request."""
         parts: tuple[tuple[str, Fraction], ...] = (
             ("exit", figures.exits_l0),
-            ("reflected-exit", figures.exits_l1 + figures.exits_l2),
+            # What level 2 answers is an exit of level 1 as well: each has its own price, the second one far higher.
+            ("reflected-exit", figures.exits_l1),
+            ("reflected-twice", figures.exits_l2),
             ("copy-byte", figures.copied_by_hypervisor + figures.copied_by_back_end),
             ("map-page", figures.pages_mapped),
             ("unmap-page", figures.pages_unmapped),
