@@ -21,6 +21,8 @@ from tests.hosts.network import HostsRig, topology
 PROGRAMS = Path(__file__).parent / "programs"
 HOSTS = ("lab1", "lab2")
 BLOCKS = 300
+ENDLESS = 20 * BLOCKS
+"""Of streams that are never to arrive: however slowly a command comes, it finds them in their middle."""
 NAMED_WITHIN = 3.0
 LOADED = 8.0
 """Seconds by which a loaded machine may be late."""
@@ -32,17 +34,20 @@ PATIENT = {"link_timeout": "60s", "host_timeout": "60s"}
 ENDED = {"ECONNRESET", "ECONNREFUSED", "ESRCH"}
 
 
-def lab(directory: Path, more: dict[str, Any]) -> str:
-    """x86 on lab1, Arm on lab2: a slow stream in each direction, one that stays on lab1, and two that count."""
+def lab(directory: Path, blocks: int, more: dict[str, Any]) -> str:
+    """x86 on lab1, Arm on lab2: a slow stream in each direction, one that stays on lab1, and two that count.
+
+    `blocks`: of the streams over the link.
+    """
 
     def guest(on: str, program: str, **given: Any) -> dict[str, Any]:
         given = {"directory": str(directory), **given}
         return {"on": on, "memory": "8MiB", "program": program, "with": given}
 
-    def streams(name: str, here: str, there: str) -> dict[str, Any]:
+    def streams(name: str, here: str, there: str, blocks: int = blocks) -> dict[str, Any]:
         return {
-            f"{name}-from": guest(here, "lines:send", to=f"{name}-to", blocks=BLOCKS, pace=0.02),
-            f"{name}-to": guest(there, "lines:receive", blocks=BLOCKS),
+            f"{name}-from": guest(here, "lines:send", to=f"{name}-to", blocks=blocks, pace=0.02),
+            f"{name}-to": guest(there, "lines:receive", blocks=blocks),
         }
 
     data = {
@@ -50,7 +55,8 @@ def lab(directory: Path, more: dict[str, Any]) -> str:
         "hypervisors": {"west": {"host": "lab1"}, "east": {"host": "lab2", "arch": "aarch64"}},
         "links": [{"between": ["west", "east"]}],
         "guests": {
-            **streams("out", "west", "east"), **streams("home", "east", "west"), **streams("near", "west", "west"),
+            **streams("out", "west", "east"), **streams("home", "east", "west"),
+            **streams("near", "west", "west", BLOCKS),
             "takes-near": guest("west", "peers:takes"), "takes-far": guest("east", "peers:takes"),
             "near": guest("west", "peers:counts", to="takes-near"),
             "far": guest("west", "peers:counts", to="takes-far"),
@@ -60,11 +66,12 @@ def lab(directory: Path, more: dict[str, Any]) -> str:
     return topology("".join(f"{key}: {json.dumps(value)}\n" for key, value in data.items()), *HOSTS)
 
 
-def up(rig: HostsRig, **more: Any) -> None:
+def up(rig: HostsRig, blocks: int = BLOCKS, **more: Any) -> None:
     """The lab, left to its agents, with all streams under way."""
     shutil.copy(PROGRAMS / "lines.py", rig.topologies / "lines.py")
     rig.program(PEERS, "peers.py")
-    done = rig.run("up", "-d", rig.topology(lab(rig.runtime, {key.replace("_", "-"): more[key] for key in more})))
+    text = lab(rig.runtime, blocks, {key.replace("_", "-"): more[key] for key in more})
+    done = rig.run("up", "-d", rig.topology(text))
     assert done.returncode == 0, done.stderr
     for name in ("out-to", "home-to", "near-to", "far", "near"):
         wait_until(lambda name=name: rig.sent(name) > 8, 15)  # type: ignore[misc]
@@ -99,7 +106,9 @@ def all_arrived(rig: HostsRig) -> None:
 
 
 def words(rig: HostsRig, name: str) -> list[str]:
-    return [line.partition(" ")[2] for line in rig.seen(name)]
+    """What that one was told, from its first success on: it may have asked before its peer had a ring."""
+    told = [line.partition(" ")[2] for line in rig.seen(name)]
+    return told[told.index("ok") :]
 
 
 def down(rig: HostsRig) -> None:
@@ -144,12 +153,12 @@ def test_a_partition_of_the_link_that_heals(rig: HostsRig) -> None:
 
 def test_a_partition_of_the_link_that_lasts(rig: HostsRig) -> None:
     """Beyond the link timeout streams are reset on both sides; what had arrived is right; new ones work afterwards."""
-    up(rig, link_timeout=f"{LINK_TIMEOUT:g}s")
+    up(rig, ENDLESS, link_timeout=f"{LINK_TIMEOUT:g}s")
+    before = time.monotonic()  # of the command: on a loaded machine it may end long after the link did
     assert rig.run("impair", "west", "east", "--partition").returncode == 0
-    cut = time.monotonic()
     for name in ("out-from", "home-from"):  # refused: what waited when it was over had provably never left
         ends(rig, name, {"ECONNRESET", "ECONNREFUSED"}, LINK_TIMEOUT + LOADED)
-    assert time.monotonic() - cut > LINK_TIMEOUT - 1, "it was given the time"
+    assert time.monotonic() - before > LINK_TIMEOUT, "it was given the time"
     try:
         wait_until(lambda: words(rig, "far")[1:2] in (["Input/output error"], ["Connection refused"]), LOADED)
     except AssertionError:
@@ -158,15 +167,15 @@ def test_a_partition_of_the_link_that_lasts(rig: HostsRig) -> None:
     assert rig.run("impair", "west", "east").returncode == 0
     for name in ("out-to", "home-to"):  # never "closed": nobody takes a part for the whole
         ends(rig, name, {"ECONNRESET"}, LINK_TIMEOUT + LOADED)
-        assert 8 < rig.sent(name) < BLOCKS
-    wait_until(lambda: words(rig, "far")[-1] == "ok", 5)
+        assert 8 < rig.sent(name) < ENDLESS
+    wait_until(lambda: words(rig, "far")[-1] == "ok", LOADED)
     ends(rig, "near-from", {"same"}, 40)
     down(rig)
 
 
 def test_a_cable_that_stays_pulled(rig: HostsRig) -> None:
     """The host is lost after its timeout: streams towards it are reset, messages refused; the others go on."""
-    up(rig, link_timeout=f"{LINK_TIMEOUT:g}s", host_timeout=f"{HOST_TIMEOUT:g}s")
+    up(rig, ENDLESS, link_timeout=f"{LINK_TIMEOUT:g}s", host_timeout=f"{HOST_TIMEOUT:g}s")
     rig.network["lab2"].cut()
     wait_until(lambda: rig.host_states()["lab2"] == "silent", NAMED_WITHIN)
     lost = HOST_TIMEOUT + 1 + LOADED
@@ -184,7 +193,7 @@ def test_a_cable_that_stays_pulled(rig: HostsRig) -> None:
 
 def test_a_host_is_killed(rig: HostsRig) -> None:
     """Its agent, and with it all that runs there: named at once, peers refused and then unknown, survivors go on."""
-    up(rig, link_timeout=f"{LINK_TIMEOUT:g}s", host_timeout=f"{HOST_TIMEOUT:g}s")
+    up(rig, ENDLESS, link_timeout=f"{LINK_TIMEOUT:g}s", host_timeout=f"{HOST_TIMEOUT:g}s")
     pid = int(str(rig.hosts()["lab2"]["pid"]))
     assert pid in rig.network["lab2"].pids()
     os.kill(pid, signal.SIGKILL)
