@@ -28,7 +28,7 @@ LOADED = 8.0
 """Seconds by which a loaded machine may be late."""
 HOST_TIMEOUT = 4.0
 LINK_TIMEOUT = 2.0
-PATIENT = {"link_timeout": "60s", "host_timeout": "60s"}
+PATIENT: dict[str, Any] = {"link_timeout": "60s", "host_timeout": "60s"}
 """For what heals in time, on a machine where a command may take seconds."""
 
 ENDED = {"ECONNRESET", "ECONNREFUSED", "ESRCH"}
