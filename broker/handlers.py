@@ -89,9 +89,9 @@ def _on_attach(core: RouterCore, node: Node, _lane: Lane, item: Incoming) -> Non
 
 
 def _on_gone(core: RouterCore, _node: Node, _lane: Lane, item: Incoming) -> None:
-    _, name, code, reason = item.record
+    _, name, code, reason, pid = item.record
     target = core.nodes.get(name)
-    if target is not None:
+    if target is not None and pid in (0, target.pid):  # else it came late, and another life has joined since
         core.move(target, Stimulus.GONE, f"exit {code}: {reason}", announce=True)
 
 

@@ -80,7 +80,8 @@ VOCABULARY: Final = (
     Row("tell", _UP, (Field("to", NAME), Field("record", RECORD)), payload=True),
     Row("event", _UP, (Field("code", CODE),), ANY, _BOTH),
     Row("attach", _UP, (Field("hypervisor", NAME),), senders=("guest", "hypervisor")),
-    Row("gone", _UP, (Field("name", NAME), Field("code", I32), Field("reason", TEXT)), senders=("agent",)),
+    Row("gone", _UP, (Field("name", NAME), Field("code", I32), Field("reason", TEXT), Field("pid", U32)),
+        senders=("agent",)),
     Row("shutdown", _UP, senders=("agent",)),
     Row("impair", _UP, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT)), senders=("agent",)),
     Row("welcome", _DOWN, (Field("epoch", U64), Field("name", NAME)), rejoin=Rejoin.DROP),
@@ -92,7 +93,8 @@ VOCABULARY: Final = (
         Field("detail", TEXT)), rejoin=Rejoin.DROP),
     Row("event", _DOWN, (Field("from", NAME), Field("code", CODE)), ANY, _BOTH),
     Row("shutdown", _DOWN),
-    Row("peer", _DOWN, (Field("name", NAME), Field("state", PEER_STATE), Field("epoch", U64)), rejoin=Rejoin.DROP),
+    Row("peer", _DOWN, (Field("name", NAME), Field("state", PEER_STATE), Field("epoch", U64),
+        Field("pid", U32)), rejoin=Rejoin.DROP),
     Row("impaired", _DOWN, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT))),
 )  # fmt: skip
 _ROWS: Final = {(row.direction, row.name): row for row in VOCABULARY}

@@ -283,8 +283,8 @@ class Switch:
         self._hub.counters["signals_dropped"] += dropped + 1
         node = self._hub.nodes.get(source)
         if node is not None:
-            self._hub.say(node, ["peer", target.name, "down", self._hub.epoch])
-            self._hub.say(node, ["peer", target.name, "up", self._hub.epoch])
+            self._say_of(node, target, "down")
+            self._say_of(node, target, "up")
 
     def _lose(self, held: Held) -> None:
         """A copy vanished on its way."""
@@ -334,7 +334,7 @@ class Switch:
             return
         for other in self._hub.nodes.values():
             if other is not node and self.joined(other):
-                self._hub.say(node, ["peer", other.name, self._state(node, other), self._hub.epoch])
+                self._say_of(node, other, self._state(node, other))
         self._tell_others(node)
 
     def on_left(self, node: Node, for_good: bool = True) -> None:
@@ -370,7 +370,11 @@ class Switch:
     def _tell_others(self, node: Node, state: str | None = None) -> None:
         for other in self._joined_now():
             if other is not node:
-                self._hub.say(other, ["peer", node.name, state or self._state(other, node), self._hub.epoch])
+                self._say_of(other, node, state or self._state(other, node))
+
+    def _say_of(self, listener: Node, node: Node, state: str) -> None:
+        """Tell a node of another, and of which process: a life that ended unseen is over all the same."""
+        self._hub.say(listener, ["peer", node.name, state, self._hub.epoch, node.pid])
 
     def _state(self, listener: Node, node: Node) -> str:
         if node.state is State.EXITED:
@@ -393,7 +397,7 @@ class Switch:
                 self._vanish(x.name, y.name)
                 self._vanish(y.name, x.name)
             for listener, about in ((x, y), (y, x)):
-                self._hub.say(listener, ["peer", about.name, self._state(listener, about), self._hub.epoch])
+                self._say_of(listener, about, self._state(listener, about))
 
     def _vanish(self, source: str, target: str) -> None:
         outbox = self._outboxes.get(target)

@@ -182,6 +182,8 @@ class HypervisorConfig:
         curve: Keys for a broker on another host.
         device_models: (emulator, target) names: which guest may serve and reach which as a device model.
         iommus: Guests that have a virtio-iommu (experimental).
+        again: It was started before: it and its guests live again.
+        fresh_from: Ids of proxies that are not planned begin here; None: at the first.
     """
 
     lab: str
@@ -215,6 +217,8 @@ class HypervisorConfig:
     curve: ClientCurve | None = field(default=None, repr=False)
     device_models: tuple[tuple[str, str], ...] = ()
     iommus: tuple[str, ...] = ()
+    again: bool = False
+    fresh_from: int | None = None
 
     @property
     def storage(self) -> dict[str, tuple[int, ...]]:

@@ -179,8 +179,8 @@ class Node(Turns):
         match [*record]:
             case _ if self.ascent is not None and self.ascent.on_record(record):
                 pass
-            case ["peer", str(name), str(state), *_] if self.joint is not None:
-                self.joint.peer(name, state)
+            case ["peer", str(name), str(state), _, int(pid)] if self.joint is not None:
+                self.joint.peer(name, state, pid)
             case ["told", "broker", ["grant", str(guest), bytes(token)]]:
                 self.roster.grant(guest, token)
                 path = "" if self.roster.is_remote(guest) else self.config.attach_path

@@ -1,7 +1,9 @@
 """Who lives here and who elsewhere, as a level knows them.  Experimental, not upstream.
 
 A guest is known to others by its name; the second one of that name, after a restart, as name#2.  What becomes of a
-guest is told to every hypervisor that may know it; what becomes of others is done to their proxies.
+guest is told to every hypervisor that may know it; what becomes of others is done to their proxies.  A hypervisor that
+is started again counts its guests from one, in a later epoch, and tells of each when it is there; whoever hears that
+tells it in turn which of the guests here are dead or not the first of their name, since its plan does not say.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hv_node.domain import Domain
+from hv_node.domain import Domain, DomainState
 from hv_node.levels import paths
 from hv_node.levels.options import Death
 from hv_node.levels.paths import ITSELF, Path
@@ -49,6 +51,7 @@ class Guests:
         self._names: dict[int, str] = {}
         self._births: Counter[str] = Counter()
         self._freeing: list[tuple[int, Domain]] = []
+        self._greeted: dict[Path, int] = {}  # epochs of hypervisors that have heard who lives here
 
     # -- our own ----
 
@@ -69,6 +72,8 @@ class Guests:
         self._names[domain.domid] = name
         if number > 1:
             self.near.tell(paths.incarnation(domain.name, number - 1), Death.SUCCEEDED, name)
+        elif self.options.again:
+            self.near.tell(name, Death.BORN)
 
     def domain_died(self, domain: Domain) -> None:
         """A guest of ours is dying: its Argo state is gone, its id still resolves."""
@@ -177,6 +182,10 @@ class Guests:
         if self.wards.is_ours(path):
             self.wards.heard(path, what)
             return
+        if what == Death.BORN:
+            self.proxies.meet(path, epoch, "")
+            self._greet(path[:-1], epoch)
+            return
         domain = self.proxies.lookup(path)
         if what == Death.RESET:
             if domain is not None:
@@ -189,6 +198,21 @@ class Guests:
         name = payload.decode(errors="replace")
         if what == Death.SUCCEEDED and name != path[-1] and paths.plain(name) == paths.plain(path[-1]):
             self.proxies.meet((*path[:-1], name), epoch, "")
+
+    def _greet(self, far: Path, epoch: int) -> None:
+        """The hypervisor at `far` was started again: its plan takes each guest here for alive and the first."""
+        if self._greeted.get(far) == epoch:
+            return
+        self._greeted[far] = epoch
+        for plain, number in self._births.items():
+            if plain not in self._guests:
+                self.near.tell_one(far, plain, Death.FREED)
+            name = paths.incarnation(plain, number)
+            latest = self._guests.get(name)
+            if latest is not None and number > 1:
+                self.near.tell_one(far, plain, Death.SUCCEEDED, name)
+            if latest is not None and latest.state is DomainState.DYING:
+                self.near.tell_one(far, name, Death.DYING)
 
     def hypervisor_died(self, prefix: Path) -> None:
         """The hypervisor at `prefix` is dead: so are its guests, and the hypervisors inside it."""

@@ -73,7 +73,8 @@ class Level(Guests):
         self.wards = Wards(self)
         self._peers_down: set[str] = set()  # other L0s that the fabric cannot reach now
         self._peers_dead: set[str] = set()
-        super().__init__(Proxies(self.argo, self.domains, self.near))
+        self._peers_pids: dict[str, int] = {}
+        super().__init__(Proxies(self.argo, self.domains, self.near, options.fresh_from))
         for remote in options.remotes:
             self.proxies.plan(remote)
         for domain in self.domains:
@@ -117,9 +118,17 @@ class Level(Guests):
         """A link takes envelopes again."""
         (self.uplink if child is None else self.children[child]).flush()
 
-    def on_peer(self, name: str, state: str, now_ns: int) -> None:
-        """The fabric says of another L0 that it is "up", "down" or "dead"."""
+    def on_peer(self, name: str, state: str, now_ns: int, pid: int = 0) -> None:
+        """The fabric says of another L0, whose process is `pid` (0: not told), that it is "up", "down" or "dead".
+
+        Another process is another life, also when nobody has told of the former one's end, as a fabric cannot that was
+        itself started again: what that one was asked must not be asked of this one.
+        """
         self._clock(now_ns)
+        if pid and self._peers_pids.setdefault(name, pid) != pid and name not in self._peers_dead:
+            self.on_peer(name, "dead", now_ns)
+        if pid:
+            self._peers_pids[name] = pid
         if state == "up":
             self._peers_down.discard(name)
             self._peers_dead.discard(name)

@@ -319,11 +319,15 @@ class Near:
     def tell(self, guest: str, what: Death, name: str = "") -> None:
         """Tell every hypervisor that may know `guest` what became of it."""
         for far in self._level.peers():
-            before = self._resets.get((guest, far))
-            op = self._say(EnvelopeKind.ENDPOINT_DIED, far, guest, (*far, ITSELF), what, name, before)
-            if what == Death.RESET and op.ret is None:
-                # What the guest does now belongs to its new state, and must not arrive before the old one's end.
-                self._resets[guest, far] = op
+            self.tell_one(far, guest, what, name)
+
+    def tell_one(self, far: Path, guest: str, what: Death, name: str = "") -> None:
+        """Tell the hypervisor at `far`."""
+        before = self._resets.get((guest, far))
+        op = self._say(EnvelopeKind.ENDPOINT_DIED, far, guest, (*far, ITSELF), what, name, before)
+        if what == Death.RESET and op.ret is None:
+            # What the guest does now belongs to its new state, and must not arrive before the old one's end.
+            self._resets[guest, far] = op
 
     def _begun(self, op: Operation, domid: int) -> Operation:
         """A guest's operation: behind its latest soft reset, if that is not yet known at the far side."""

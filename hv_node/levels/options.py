@@ -61,6 +61,8 @@ class LevelOptions:
         posted: Paths of far hypervisors to which messages are posted.
         posted_credit: Posted messages without an answer, per far hypervisor.
         wards: By nested hypervisor, its guests whose Argo is served here.
+        again: It lived before: to others its guests are dead until they hear of them.
+        fresh_from: First id for proxies that are not planned, behind those of its former lives; None: it had none.
     """
 
     epoch: int = 1
@@ -73,6 +75,8 @@ class LevelOptions:
     posted: frozenset[Path] = frozenset()
     posted_credit: int = POSTED_CREDIT
     wards: Mapping[str, WardPlan] = field(default_factory=dict)
+    again: bool = False
+    fresh_from: int | None = None
 
 
 @dataclass(slots=True)
@@ -99,10 +103,11 @@ class LevelCounters:
 
 
 class Death(IntEnum):
-    """`op` of an ENDPOINT_DIED: what became of whom `src_path` names."""
+    """`op` of an ENDPOINT_DIED: what became of whom `src_path` names; after a death, that there is a next life."""
 
     DYING = 1
     FREED = 2  # its domain id is free where it lived
     RESET = 3  # a soft reset: it lives on with new Argo state
     SUCCEEDED = 4  # it is dead and the payload names who has come in its place
     CHILD = 5  # the payload names a nested hypervisor, a guest of the speaker's, that is dead
+    BORN = 6  # it lives, and is the first of its name in this life of its hypervisor, which had others

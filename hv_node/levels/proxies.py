@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hmx.argo.abi import DOMID_FIRST_RESERVED
 from hv_node.domain import Domain, DomainState, DomainTable
-from hv_node.levels.paths import Path, plain_path, within
+from hv_node.levels.paths import Path, plain, plain_path, within
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -124,14 +124,16 @@ class RemoteEnd:
 class Proxies:
     """The proxies of one hypervisor."""
 
-    def __init__(self, argo: Argo, domains: DomainTable, door: Door) -> None:
+    def __init__(self, argo: Argo, domains: DomainTable, door: Door, first: int | None = None) -> None:
+        """`first`: where ids for those that are not planned begin, if not at DYNAMIC_FIRST."""
         self._argo = argo
         self._domains = domains
         self._door = door
         self._by_path: dict[Path, Domain] = {}
         self._current: dict[Path, Path] = {}  # path in the topology -> path of the latest incarnation
         self._labels: dict[Path, str] = {}  # as planned
-        self._next = DYNAMIC_FIRST
+        self._next = DYNAMIC_FIRST if first is None else first
+        self.on_met: Callable[[str, int], None] | None = None  # name in the topology, id: not those of the plan
         self.on_death: Callable[[Domain], None] | None = None  # also of guests that live here
 
     def __iter__(self) -> Iterator[Domain]:
@@ -186,6 +188,8 @@ class Proxies:
         made = self._enter(path, domid, self.label(path, claimed))
         assert isinstance(made.remote, RemoteEnd)
         made.remote.epoch = epoch
+        if self.on_met is not None:
+            self.on_met(plain(path[-1]), domid)
         return made
 
     def fresh(self) -> int | None:

@@ -112,6 +112,8 @@ class Wards:
         ward = self._wards[child, name] = Ward(child, name, memory, domain)
         if plan.mode == STEAL:
             self._by_domid[domain.domid] = ward
+        if domain.domid != plan.domids[plain(name)] and self._level.proxies.on_met is not None:
+            self._level.proxies.on_met(plain(name), domain.domid)
         early = self._early.pop(child, [])
         rest = self._early[child] = [each for each in early if each[0].guest != name]
         if not rest:

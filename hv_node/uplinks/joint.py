@@ -30,6 +30,7 @@ from hv_node.xsm import xsm_by_name
 
 _SEND: Final = EnvelopeKind.SEND  # a message is only sliced and copied, so it may stay where it was received
 ORDER_DONE: Final = "order-done"
+PROXY_MET: Final = "proxy-met"
 
 
 def level_options(config: HypervisorConfig, epoch: int) -> LevelOptions:
@@ -51,6 +52,8 @@ def level_options(config: HypervisorConfig, epoch: int) -> LevelOptions:
             for domain in config.domains
             if domain.nested and domain.mode != OWN
         },
+        again=config.again,
+        fresh_from=config.fresh_from,
     )
 
 
@@ -74,6 +77,7 @@ class Joint:
         self.level = Level(config.path or (config.name,), core, level_options(config, epoch))
         self._downlinks = {name: self._downlink(name) for name in self.level.options.children}
         core.levels = self.level
+        self.level.proxies.on_met = lambda name, domid: report(PROXY_MET, name, domid)
         self.furniture = Furniture(config, self.level, xsm_by_name(config.xsm))
         self._orders = Orders(self.furniture, lambda number, words: report(ORDER_DONE, number, words))
         self.furniture.on_policy = core.end_v4v
@@ -100,9 +104,9 @@ class Joint:
             payload = whole_bytes(payload)
         self.level.on_envelope(None, envelope, payload, self._clock())
 
-    def peer(self, name: str, state: str) -> None:
-        """The fabric says of another L0 that it is up, down or dead."""
-        self.level.on_peer(name, state, self._clock())
+    def peer(self, name: str, state: str, pid: int = 0) -> None:
+        """The fabric says of another L0, whose process is `pid`, that it is up, down or dead."""
+        self.level.on_peer(name, state, self._clock(), pid)
 
     def room(self) -> None:
         """The way up takes envelopes again."""

@@ -110,7 +110,7 @@ def test_a_restart_keeps_impairments_and_the_operation() -> None:
             end.link.send(Lane.CONTROL, ["heartbeat", at])
         run(lab, at * MS)
     assert [ret for _, ret in results(a)] == [3]
-    assert ["peer", "hv1", "up", 2] in [record for _, record in a.heard]
+    assert ["peer", "hv1", "up", 2, 0] in [record for _, record in a.heard]
 
 
 def test_one_seed_one_history() -> None:

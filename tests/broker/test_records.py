@@ -32,7 +32,7 @@ VOCABULARY = [
     (UP, "tell", ["name", "record"], False, [CONTROL], NODES, True, Rejoin.RESEND),
     (UP, "event", ["code"], True, [CONTROL, EVENT], NODES, False, Rejoin.RESEND),
     (UP, "attach", ["name"], False, [CONTROL], ("guest", "hypervisor"), False, Rejoin.RESEND),
-    (UP, "gone", ["name", I32, "text"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
+    (UP, "gone", ["name", I32, "text", U32], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (UP, "shutdown", [], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (UP, "impair", ["name", "name", "impairment"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (DOWN, "welcome", [U64, "name"], False, [CONTROL], NODES, False, Rejoin.DROP),
@@ -43,7 +43,7 @@ VOCABULARY = [
     (DOWN, "node", ["name", "kind", "code", "text"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "event", ["name", "code"], True, [CONTROL, EVENT], NODES, False, Rejoin.RESEND),
     (DOWN, "shutdown", [], False, [CONTROL], NODES, False, Rejoin.RESEND),
-    (DOWN, "peer", ["name", "peer state", U64], False, [CONTROL], NODES, False, Rejoin.DROP),
+    (DOWN, "peer", ["name", "peer state", U64, U32], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "impaired", ["name", "name", "impairment"], False, [CONTROL], NODES, False, Rejoin.RESEND),
 ]
 
@@ -125,10 +125,10 @@ def test_no_other_records_exist() -> None:
 
 FIELD_NAMES = """
 hello major minor kind name token pid epoch_seen / ready / exit code reason / heartbeat n / subscribe / tell to record
-/ event code / attach hypervisor / gone name code reason / shutdown
+/ event code / attach hypervisor / gone name code reason pid / shutdown
 / impair a b impairment / welcome epoch name / refused code message
 / told from record / nobody to record / busy to record / node name kind state detail / event from code / shutdown
-/ peer name state epoch / impaired a b impairment
+/ peer name state epoch pid / impaired a b impairment
 """
 
 

@@ -255,7 +255,7 @@ BAD_RECORDS: list[tuple[list[Any], Refusal, str]] = [
     (["event", "x", *[0] * 253], Refusal.MALFORMED_RECORD, "event.length"),
     (hello_record(), Refusal.NOT_ALLOWED, "hello"),
     (["shutdown"], Refusal.NOT_ALLOWED, "'shutdown' from a guest"),
-    (["gone", "x", 0, ""], Refusal.NOT_ALLOWED, "'gone' from a guest"),
+    (["gone", "x", 0, "", 0], Refusal.NOT_ALLOWED, "'gone' from a guest"),
     (["tell", "broker", ["shutdown"]], Refusal.NO_ROUTE, "'shutdown'"),
     (["tell", "broker", ["nonsense"]], Refusal.NO_ROUTE, "'nonsense'"),
 ]
@@ -399,12 +399,23 @@ def test_gone(lab: CoreLab) -> None:
     """
     agent = lab.agent()
     app = lab.node()
-    agent.say(["gone", "app", -9, "killed by signal 9"])
-    agent.say(["gone", "never-joined", 1, ""])
+    agent.say(["gone", "app", -9, "killed by signal 9", 0])
+    agent.say(["gone", "never-joined", 1, "", 0])
     assert records_of(agent, "node")[-1] == ["node", "app", "guest", "exited", "exit -9: killed by signal 9"]
     app.say(["ready"])
     assert app.heard(acknowledge=False)[0][:2] == ["refused", "HELLO_FIRST"]
     assert lab.peer().hello(pid=101) == [["welcome", EPOCH, "app"]]
+
+
+def test_late_news_of_a_former_life(lab: CoreLab) -> None:
+    """The agent says which process is gone: when the next one has joined already, that is not it."""
+    agent = lab.agent()
+    lab.node().say(["exit", 4, "hypervisor gone"])
+    lab.node(pid=101)
+    agent.say(["gone", "app", 4, "", 100])
+    assert lab.shown("app") == "joined"
+    agent.say(["gone", "app", 4, "", 101])
+    assert lab.shown("app") == "exited"
 
 
 @pytest.mark.parametrize("lane", [CONTROL, EVENT])

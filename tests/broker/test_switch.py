@@ -299,7 +299,7 @@ def test_a_destination_that_leaves_requests_behind(lab: CoreLab) -> None:
     b.raw([b"junk"])
     records = a.received()
     assert [(record[4], record[15]) for lane, record, _ in records if lane is REQUEST] == [(2, -111)]
-    assert [record for lane, record, _ in records if lane is Lane.CONTROL] == [["peer", "hv1", "down", EPOCH]]
+    assert [record for lane, record, _ in records if lane is Lane.CONTROL] == [["peer", "hv1", "down", EPOCH, 100]]
     a.ask(envelope_of(seq=1))
     assert a.envelopes() == [], "an earlier copy may have run: a refusal would be a lie"
     again = lab.node("hypervisor", "hv1")
@@ -392,7 +392,7 @@ def test_news_of_others(lab: CoreLab) -> None:
     assert (a.news(), b.news()) == ([("hv1", "up")], [("hv0", "up")])
     b.raw([b"junk"])
     assert a.news() == [("hv1", "down")]
-    agent.say(["gone", "hv1", -9, "killed"])
+    agent.say(["gone", "hv1", -9, "killed", 0])
     assert a.news() == [("hv1", "dead")]
     c = lab.node("hypervisor", "hv2")
     assert sorted(c.news()) == [("hv0", "up"), ("hv1", "dead")]

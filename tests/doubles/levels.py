@@ -172,12 +172,16 @@ class Lab:
         for path, domid in self.guests.items():
             self.nodes[path[:-1]].create(domid, path[-1])
 
-    def boot(self, path: Path, everybody: Iterable[Path], epoch: int = 1) -> Node:
-        """Start (or start again) a hypervisor and join it to what is above it."""
+    def boot(self, path: Path, everybody: Iterable[Path], epoch: int = 1, fresh_from: int | None = None) -> Node:
+        """Start (or start again, in a later epoch) a hypervisor and join it to what is above it."""
         remotes = tuple(RemoteConfig(p[-1], domid, p) for p, domid in self.guests.items() if p[:-1] != path)
         children = tuple(p[-1] for p in everybody if p[:-1] == path and len(p) > 1)
         peers = tuple(p for p in everybody if p != path)
-        options = self._options(LevelOptions(epoch=epoch, remotes=remotes, children=children, peers=peers))
+        options = self._options(
+            LevelOptions(
+                epoch=epoch, remotes=remotes, children=children, peers=peers, again=epoch > 1, fresh_from=fresh_from
+            )
+        )
         node = self.nodes[path] = Node(path, options, self._xsm(), self._argo)
         above = path[:-1]
         name = path[-1]

@@ -159,7 +159,7 @@ def test_the_hypervisor_inside_is_killed(rig: Rig) -> None:
 
 
 def test_the_hypervisor_inside_comes_again(rig: Rig) -> None:
-    """Levels meet without the broker; one that died has a fresh domain, and its guests reach out again."""
+    """Levels meet without the broker; one that died has a fresh domain, its guests reach out and are reached."""
     up(rig, "on-failure")
     broker = rig.node("broker")["pid"]
     os.kill(broker, signal.SIGSTOP)
@@ -169,9 +169,9 @@ def test_the_hypervisor_inside_comes_again(rig: Rig) -> None:
     os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
     wait_until(lambda: (rig.node("hv1")["restarts"], rig.node("hv1")["state"]) == (1, "ready"), 2 * WITHIN)
     wait_until(lambda: rig.node("up")["state"] == "ready", 2 * WITHIN)
-    again = rig.sent("up")
-    wait_until(lambda: rig.sent("up") != again, WITHIN)
-    assert words(rig, "up")[-1] == "ok"
+    again = rig.sent("up"), rig.sent("down")
+    wait_until(lambda: rig.sent("up") != again[0] and rig.sent("down") > again[1] + 5, WITHIN)
+    assert words(rig, "up")[-1] == words(rig, "down")[-1] == "ok"
     down(rig)
 
 
@@ -237,7 +237,7 @@ def test_the_hypervisor_of_guests_that_the_parent_serves_is_killed(rig: Rig, mod
 
 @pytest.mark.parametrize("mode", ["forward", "steal"])
 def test_the_hypervisor_of_guests_that_the_parent_serves_comes_again(rig: Rig, mode: str) -> None:
-    """It lends the memory of its guests' second lives, and they reach out again."""
+    """It lends the memory of its guests' second lives, and they reach out, and are reached, again."""
     rig.program(PEERS, "peers.py")
     done = rig.run("up", "-d", rig.topology(MODES.format(mode=mode, place=rig.runtime, restart="on-failure")))
     assert done.returncode == 0, done.stderr
@@ -245,9 +245,9 @@ def test_the_hypervisor_of_guests_that_the_parent_serves_comes_again(rig: Rig, m
     os.kill(rig.node("hv1")["pid"], signal.SIGKILL)
     wait_until(lambda: (rig.node("hv1")["restarts"], rig.node("hv1")["state"]) == (1, "ready"), 2 * WITHIN)
     wait_until(lambda: rig.node("up")["state"] == "ready", 2 * WITHIN)
-    again = rig.sent("up")
-    wait_until(lambda: rig.sent("up") != again, WITHIN)
-    assert words(rig, "up")[-1] == "ok"
+    again = rig.sent("up"), rig.sent("down")
+    wait_until(lambda: rig.sent("up") != again[0] and rig.sent("down") > again[1] + 5, WITHIN)
+    assert words(rig, "up")[-1] == words(rig, "down")[-1] == "ok"
     down(rig)
 
 

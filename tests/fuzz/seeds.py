@@ -39,7 +39,7 @@ ENVELOPE: Final[list[Any]] = [1, 1, 5, 7, 9, ["hv0", 1], ["hv1", 2], 8, "", 3, 7
 TO_BROKER: Final[tuple[list[Any], ...]] = (
     hello_record(), hello_record("hypervisor", "b", epoch_seen=7), ["ready"], ["exit", 0, "done"], ["heartbeat", 3],
     ["subscribe"], ["tell", "b", ["x", 1]], ["tell", "b", ["x"], 0, 3], ["tell", "h", ["me", [1, [2, b"z"]]]],
-    ["tell", "broker", ["counters?"]], ["event", "result", "x", "{}"], ["attach", "b"], ["gone", "x", 1, "why"],
+    ["tell", "broker", ["counters?"]], ["event", "result", "x", "{}"], ["attach", "b"], ["gone", "x", 1, "why", 0],
     ["tell", "broker", ["shutdown"]], ["tell", "nobody", ["x"]],
 )  # fmt: skip
 TO_NODE: Final[tuple[list[Any], ...]] = (

@@ -246,6 +246,12 @@ class LabCore:
             first, lives = getattr(node.spec.config, "epoch", 1), node.restarts
         return first + lives
 
+    def lived_before(self, name: str) -> bool:
+        """Whether the present life of guest `name`, or the one that is about to begin, is not its first."""
+        node = self._nodes.get(name)
+        coming = node is not None and node.state is not NodeState.PLANNED and self._restarts.comes_again(node)
+        return node is not None and (node.restarts > 0 or coming)
+
     def node(self, name: str) -> Node | None:
         """The node called `name`."""
         return self._nodes.get(name)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from hv_node.config import RemoteConfig
 from topologies.agent.core import LabCore
 from topologies.agent.nodes import Node
-from topologies.agent.toolstack import CREATED, FREED, REFUSED, NoDomid, Toolstack
+from topologies.agent.toolstack import CREATED, FREED, MET, REFUSED, NoDomid, Toolstack
 from topologies.runtime import NodeKind, NodeState
 
 
@@ -72,7 +73,21 @@ class Lives:
         nested = [domain for domain in config.domains if domain.nested]
         wanted = [domain for domain in config.domains if not domain.nested and self._core.comes_again(domain.name)]
         fresh = [dataclasses.replace(domain, domid=self._toolstack.give(domain.name, now)) for domain in wanted]
-        return dataclasses.replace(config, epoch=self._core.epoch, domains=(*fresh, *nested))
+        return dataclasses.replace(
+            config,
+            epoch=self._core.epoch,
+            domains=(*fresh, *nested),
+            remotes=tuple(self._remote(name, remote) for remote in config.remotes),
+            again=True,
+            fresh_from=self._toolstack.fresh_from(name),
+        )
+
+    def _remote(self, hypervisor: str, remote: RemoteConfig) -> RemoteConfig:
+        """A guest elsewhere, as a later life of `hypervisor` knows it: the planned id is for the first life."""
+        if not self._core.lived_before(remote.name):
+            return remote
+        domid = self._toolstack.meet(hypervisor, remote.name)
+        return remote if domid is None else dataclasses.replace(remote, domid=domid)
 
     def ended(self, name: str, now: int) -> None:
         """The process of `name` is gone."""
@@ -92,6 +107,9 @@ class Lives:
     def on_domain(self, origin: str, code: str, fields: list[Any], now: int) -> None:
         """A hypervisor says what became of a guest's domain."""
         match fields:
+            case [str(name), int(domid)] if code == MET:
+                for guest in self._toolstack.acting_as(name):
+                    self._tell_of(guest, domid, self._toolstack.met(origin, guest, domid))
             case [str(guest), int(domid), *words] if self._runs(guest, origin):
                 current = self._toolstack.domids[guest] == domid
                 if code == "domain-dying" and current and guest in self._living:
@@ -111,11 +129,15 @@ class Lives:
 
     def _begin_in(self, guest: str, domid: int) -> None:
         """The fresh domain is there: its peers learn of it before its guest starts."""
-        for peer in self._toolstack.neighbours(guest):
-            if peer in self._living and guest in self._node(peer).spec.config.peers:
-                self._tell(peer, ["peer", guest, domid])
+        self._tell_of(guest, domid, self._toolstack.neighbours(guest))
         self._node(guest).domid = domid
         self._start(guest)
+
+    def _tell_of(self, guest: str, domid: int, peers: Iterable[str]) -> None:
+        """Tell those of `peers` that may know `guest` by which id."""
+        for peer in peers:
+            if peer in self._living and guest in self._node(peer).spec.config.peers:
+                self._tell(peer, ["peer", guest, domid])
 
     def _node(self, name: str) -> Node:
         node = self._core.node(name)

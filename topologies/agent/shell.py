@@ -212,8 +212,13 @@ class Shell:
                 self._team.fabric_silent()
         else:
             self._lives.ended(name, now)
-            self._uplink.send(["gone", name, status, crash])
+            self._uplink.send(["gone", name, status, crash, self._pid(name)])
         self._core.ended(name, status, crash, now)
+
+    def _pid(self, name: str) -> int:
+        """The process of the life that is told of; 0 where none was seen."""
+        node = self._core.node(name)
+        return 0 if node is None else node.pid or 0
 
     def _hypervisor_first(self, guest: str, status: int) -> None:
         """When a guest and its hypervisor have both ended, the hypervisor was the first, whichever is seen first."""
@@ -265,7 +270,7 @@ class Shell:
         for name in names:
             if self._children.pop(name, None) is not None:
                 self._lives.ended(name, now)
-                self._uplink.send(["gone", name, 0, f"host {host} is lost"])
+                self._uplink.send(["gone", name, 0, f"host {host} is lost", self._pid(name)])
         self._core.host_lost(names, words, now)
 
     def _leave_hosts(self) -> None:

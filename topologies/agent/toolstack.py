@@ -7,6 +7,10 @@ rather than somebody else.
 A hypervisor is told over the broker, which may die with what it was told.  So an order stays on the list until the
 hypervisor has said what came of it, and the list is repeated whenever the hypervisor joins a broker or an order comes
 back.  Orders name the domain id, hence a repeated one is recognised.
+
+A guest elsewhere is known on a hypervisor by a proxy, to which that hypervisor gives the id by itself when the guest is
+not in its first life.  It says so, and guests here that may know the other are told; the hypervisor's own next life is
+told where to go on, so that no id of a proxy is given twice.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from hmx.argo.abi import DOMID_FIRST_RESERVED
+from hv_node.levels.proxies import DYNAMIC_FIRST
 from topologies.agent.phases import SECOND
 from topologies.agent.spec import NodeSpec
 from topologies.runtime import NodeKind
@@ -24,7 +29,7 @@ FIRST: Final = 1
 """0 is the control domain's."""
 
 EXITED, CREATE = "exited", "create"
-FREED, CREATED, REFUSED = "domain-freed", "domain-created", "domain-refused"
+FREED, CREATED, REFUSED, MET = "domain-freed", "domain-created", "domain-refused", "proxy-met"
 
 
 class NoDomid(Exception):
@@ -78,6 +83,11 @@ def _nested(hypervisor: Any) -> list[int]:
     return [domain.domid for domain in getattr(hypervisor, "domains", ()) if domain.nested]
 
 
+def _wards(hypervisor: Any) -> list[str]:
+    """The guests of hypervisors on this one whose Argo this one serves."""
+    return [ward.name for domain in getattr(hypervisor, "domains", ()) for ward in domain.wards]
+
+
 class Toolstack:
     """The domains of a lab's guests.  `tell(hypervisor, record)` speaks to a hypervisor, at best."""
 
@@ -85,6 +95,13 @@ class Toolstack:
         nodes = list(nodes)
         self._guests = {node.name: node for node in nodes if node.kind is NodeKind.GUEST}
         self._nested = {node.name: _nested(node.config) for node in nodes if node.kind is NodeKind.HYPERVISOR}
+        self._served = {node.name: _wards(node.config) for node in nodes if node.kind is NodeKind.HYPERVISOR}
+        carried = {name for names in self._served.values() for name in names}
+        for name, node in self._guests.items():
+            if name not in carried:
+                self._served.setdefault(node.hypervisor or "", []).append(name)
+        self._met: dict[str, dict[str, int]] = {}  # by hypervisor, guests elsewhere
+        self._fresh_from: dict[str, int] = {}
         self._tell = tell
         self.domids: dict[str, int] = {name: node.domid or 0 for name, node in self._guests.items()}
         self._ids: dict[str, DomainIds] = {}
@@ -105,8 +122,41 @@ class Toolstack:
         return [name for name in self._guests if name != guest and self.hypervisor(name) == under]
 
     def peers(self, guest: str) -> dict[str, int]:
-        """The domain ids of its neighbours, by name, as they are now."""
-        return {name: self.domids[name] for name in self.neighbours(guest)}
+        """The domain ids of its neighbours, by name, as they are now; and of those elsewhere who are known by another
+        id than the plan says.
+        """
+        found = {name: self.domids[name] for name in self.neighbours(guest)}
+        for hypervisor, names in self._served.items():
+            if guest in names:
+                found |= self._met.get(hypervisor, {})
+        found.pop(guest, None)
+        return found
+
+    # ---- proxies ------------------------------------------------------------------------------------------
+
+    def met(self, hypervisor: str, guest: str, domid: int) -> list[str]:
+        """`hypervisor` knows `guest`, who is elsewhere, by the id `domid` from now on.  Whose Argo it serves."""
+        self._fresh_from[hypervisor] = max(self.fresh_from(hypervisor), domid + 1)
+        if guest not in self._guests or self.hypervisor(guest) == hypervisor:
+            return []
+        self._met.setdefault(hypervisor, {})[guest] = domid
+        return [name for name in self._served.get(hypervisor, []) if name != guest]
+
+    def acting_as(self, name: str) -> list[str]:
+        """Who is known by `name`: itself, or the guests on a hypervisor that speaks for them."""
+        return [guest for guest in self._guests if self.hypervisor(guest) == name] or [name]
+
+    def fresh_from(self, hypervisor: str) -> int:
+        """The first id that it has not given to a proxy by itself."""
+        return self._fresh_from.get(hypervisor, DYNAMIC_FIRST)
+
+    def meet(self, hypervisor: str, guest: str) -> int | None:
+        """A fresh id for a proxy of `guest`, with which `hypervisor` starts; None: none is left."""
+        domid = self.fresh_from(hypervisor)
+        if domid >= DOMID_FIRST_RESERVED:
+            return None
+        self.met(hypervisor, guest, domid)
+        return domid
 
     # ---- orders -------------------------------------------------------------------------------------------
 
@@ -126,7 +176,8 @@ class Toolstack:
         return domid
 
     def hypervisor_died(self, hypervisor: str, now: int) -> None:
-        """Its domains are gone, and what it was told is void."""
+        """Its domains are gone, and what it was told is void.  Its next life knows those elsewhere as planned."""
+        self._met.pop(hypervisor, None)
         if hypervisor in self._ids:
             self._orders[hypervisor].clear()
             self._ids[hypervisor].free_all(now)

@@ -309,8 +309,8 @@ class _Lab:
             level.joint.arrived(record, payload)
         else:
             match [*record]:
-                case ["peer", str(name), str(state), *_]:
-                    level.joint.peer(name, state)
+                case ["peer", str(name), str(state), _, int(pid)]:
+                    level.joint.peer(name, state, pid)
                 case _:
                     return
         level.poke()

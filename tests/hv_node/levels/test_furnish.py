@@ -81,13 +81,32 @@ class House:
             node.domains.create(domain)
             node.argo.domain_init(domain)
             node.level.domain_created(domain)
-        for path, node in self.lab.nodes.items():
-            config = self.config(path, slots, confined, policy)
-            self.furniture[path] = Furniture(config, node.level, DummyXsm())
-            self.orders[path] = Orders(self.furniture[path], partial(self._say, path))
-            for domain in node.domains:
-                if domain.remote is None and not domain.nested:
-                    assert register(node, domain.domid) == 0
+        self._configs = {path: self.config(path, slots, confined, policy) for path in self.lab.nodes}
+        for path in self.lab.nodes:
+            self._furnish(path)
+
+    def _furnish(self, path: Path) -> None:
+        node = self.lab.nodes[path]
+        self.furniture[path] = Furniture(self._configs[path], node.level, DummyXsm())
+        self.orders[path] = Orders(self.furniture[path], partial(self._say, path))
+        for domain in node.domains:
+            if domain.remote is None and not domain.nested:
+                assert register(node, domain.domid) == 0
+
+    def again(self, name: str) -> None:
+        """The L0 `name` dies, with its guests, and comes again with them."""
+        others = [node for path, node in self.lab.nodes.items() if len(path) == 1 and path != (name,)]
+        for node in others:
+            node.level.on_peer(name, "dead", self.lab.now)
+        self.lab.settle()
+        node = self.lab.boot((name,), list(self.lab.nodes), epoch=2)
+        for path, domid in GUESTS.items():
+            if path[:-1] == (name,):
+                node.create(domid, path[-1])
+        self._furnish((name,))
+        for other in others:
+            other.level.on_peer(name, "up", self.lab.now)
+        self.lab.settle()
 
     def _say(self, path: Path, number: int, words: str) -> None:
         self.said.append((path, number, words))
@@ -513,6 +532,21 @@ def test_a_slot_follows_its_endpoint() -> None:
     node.create(STORE, "store")
     register(node, STORE)
     assert house.arrives(APP, STORE)
+
+
+def test_a_slot_outlives_the_hypervisor_of_its_endpoint() -> None:
+    """It leads to whoever the topology has there; what had been passed on to a guest there died with it."""
+    house = passing()
+    assert delegate(house, APP) == 0
+    assert house.arrives(FAR, STORE)
+    house.again("b")
+    assert house.furniture[A].inspect()["slots"][0]["passed_to"] == ()
+    assert house.send(FAR) == GONE
+    assert house.arrives(APP, FAR, port=99)
+    assert delegate(house, APP) == 0
+    assert house.arrives(FAR, STORE)
+    assert house.disconnect(A, "app") == [""]
+    assert house.send(FAR) == GONE
 
 
 # ---- policy ----

@@ -423,6 +423,119 @@ def test_a_hypervisor_that_comes_again_is_met_anew() -> None:
     assert send(a, X, proxy.domid) == 5
 
 
+@pytest.mark.parametrize("home", [B, ("a", "n")], ids=["beside", "inside"])
+def test_who_comes_again_with_a_hypervisor_is_known_before_it_speaks(home: Path) -> None:
+    """Whoever sends to it reaches it under a new id, which it would not if it had to be heard first."""
+    lab = Lab([A, ("a", "n"), B], guests={(*A, "x"): X, (*home, "y"): Y})
+    others = [node for path, node in lab.nodes.items() if path != home]
+    for life in (2, 3):
+        if home == B:
+            lab.nodes[A].level.on_peer("b", "dead", lab.now)
+        else:
+            lab.nodes[A].level.child_died("n", lab.now)
+        assert send(lab.nodes[A], X, Y) in (REFUSED, GONE)
+        again = lab.boot(home, list(lab.nodes), epoch=life)
+        if home == B:
+            lab.nodes[A].level.on_peer("b", "up", lab.now)
+        assert lab.nodes[A].level.resolve((*home, "y")) is None
+        again.create(Y, "y")
+        register(again, Y)
+        for node in others:
+            proxy = node.level.resolve((*home, "y"))
+            assert proxy is not None and proxy.domid == DYNAMIC_FIRST + life - 2
+        assert send(lab.nodes[A], X, DYNAMIC_FIRST + life - 2) == 5
+        lab.advance(SECOND)
+        assert send(lab.nodes[A], X, Y) == GONE
+
+
+def test_a_first_life_is_announced_to_nobody() -> None:
+    """The plan says it; a guest that comes after its hypervisor's start is planned as well."""
+    lab, _, b = two()
+    b.free(Y)
+    node = Lab([A, B], guests={(*A, "x"): X}, held=True).nodes[A]
+    assert not list(node.level.calls)
+    assert lab.nodes[A].level.resolve((*B, "y")) is None
+
+
+def test_a_hypervisor_that_comes_again_is_told_what_its_plan_does_not_say() -> None:
+    """Who is dead, and who has come in whose place; once for each of its lives, however many guests it brings."""
+    lab = Lab([A, B], guests={(*A, "x"): X, (*B, "y"): Y, (*B, "gone"): 3, (*B, "going"): 4, (*B, "goes"): 5})
+    b = lab.nodes[B]
+    for _ in range(2):
+        b.free(Y)
+        b.create(Y, "y")
+    register(b, Y)
+    b.free(3)
+    b.kill(4)
+    b.free(5)
+    b.create(5, "goes")
+    b.kill(5)
+    b.level.on_peer("a", "dead", lab.now)
+    again = lab.boot(A, list(lab.nodes), epoch=2, fresh_from=DYNAMIC_FIRST + 9)
+    b.level.on_peer("a", "up", lab.now)
+    assert again.level.resolve((*B, "y")) is again.domains.lookup(Y)
+    again.create(X, "x")
+    proxy = again.level.resolve((*B, "y"))
+    assert proxy is not None and (proxy.name, proxy.domid) == ("y#3", DYNAMIC_FIRST + 9)
+    assert [send(again, X, domid) for domid in (Y, 3, 4, 5)] == [GONE, GONE, REFUSED, GONE]
+    assert again.level.resolve((*B, "goes")) is None
+    assert again.domains.lookup(4).state is DomainState.DYING  # type: ignore[union-attr]
+    assert send(again, X, proxy.domid) == 5
+    before = b.level.calls.next_seq
+    again.create(17, "z")
+    assert b.level.calls.next_seq == before
+
+
+def test_ids_are_reported_when_they_are_not_those_of_the_plan() -> None:
+    """So that guests which know a name may be told; a planned proxy has its id from the plan."""
+    met: list[tuple[str, int]] = []
+    _, a, b = two()
+    b.level.proxies.on_met = lambda name, domid: met.append((name, domid))
+    assert send(a, X, Y) == 5
+    a.free(X)
+    a.create(X, "x")
+    assert met == [("x", DYNAMIC_FIRST)]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_another_process_is_another_life(told: bool) -> None:
+    """What was asked of the former one is not asked of the next, also if nobody saw its end: nothing runs twice."""
+    lab, a, b = two(held=True)
+    a.level.on_peer("b", "up", lab.now, 100)
+    lab.settle()
+    assert send(a, X, Y) is PENDING
+    for wire in (lab.wires[A, ()], lab.wires[(), B]):
+        lab.deliver(wire)
+    assert tx(b, Y) > 0, "it ran, and the answer is lost"
+    lab.wires[B, ()].queue.clear()
+    if told:
+        a.level.on_peer("b", "dead", lab.now, 100)
+    else:
+        a.level.on_link(False, lab.now)
+        a.level.on_link(True, lab.now)
+        a.level.on_peer("b", "down", lab.now, 100)
+        for wire in lab.wires.values():
+            wire.queue.clear()
+        assert not a.completed
+    again = lab.boot(B, list(lab.nodes), epoch=2)
+    again.create(Y, "y")
+    register(again, Y)
+    a.level.on_peer("b", "up", lab.now, 101)
+    lab.settle()
+    assert a.completed == {"t": UNKNOWN}
+    lab.advance(3 * SECOND)
+    assert tx(again, Y) == 0
+    assert send(a, X, Y) == GONE
+
+
+def test_the_same_process_is_the_same_life() -> None:
+    """A link that comes back, and a fabric that does not say which process it is, kill nobody."""
+    lab, a, _ = two()
+    for state, pid in (("up", 0), ("up", 7), ("down", 7), ("up", 0), ("down", 0), ("up", 7)):
+        a.level.on_peer("b", state, lab.now, pid)
+    assert send(a, X, Y) == 5
+
+
 def test_an_origin_of_an_older_epoch_is_fenced() -> None:
     """What an earlier incarnation of a hypervisor said counts for nothing; its guests are dead."""
     lab, a, b = two()

@@ -91,6 +91,39 @@ def test_orders_are_repeated_until_they_are_answered() -> None:
     assert told == []
 
 
+def test_a_proxy_that_is_not_the_planned_one() -> None:
+    """Guests beside it, and those inside whose Argo is served there, learn its id; nobody on another hypervisor."""
+    domain = SimpleNamespace(nested=True, domid=9, wards=(SimpleNamespace(name="d"),))
+    nodes = [
+        NodeSpec("hv0", NodeKind.HYPERVISOR, "x:y", SimpleNamespace(domains=(domain,))),
+        NodeSpec("a", NodeKind.GUEST, "x:y", None, "hv0", 1),
+        NodeSpec("c", NodeKind.GUEST, "x:y", None, "hv1", 1),
+        NodeSpec("d", NodeKind.GUEST, "x:y", None, "hv2", 1),
+    ]
+    stack = Toolstack(nodes, lambda _name, _record: None)
+    assert stack.met("hv0", "c", 0x6000) == ["d", "a"]
+    assert stack.met("hv0", "c", 0x6003) == ["d", "a"]
+    assert (stack.peers("a"), stack.peers("d"), stack.peers("c")) == ({"c": 0x6003}, {"c": 0x6003}, {})
+    assert stack.met("hv0", "a", 0x6001) == stack.met("hv0", "nobody", 0x6004) == [], "it lives there, or nowhere"
+    assert stack.met("hv0", "d", 0x6005) == ["a"], "its Argo is served there, but it has another hypervisor"
+    assert (stack.peers("a"), stack.peers("d")) == ({"c": 0x6003, "d": 0x6005}, {"c": 0x6003})
+    assert (stack.acting_as("a"), stack.acting_as("hv2"), stack.acting_as("x")) == (["a"], ["d"], ["x"])
+
+
+def test_no_id_of_a_proxy_is_given_twice() -> None:
+    """Of one hypervisor, whose next life knows those elsewhere as planned until it is told otherwise."""
+    stack, _ = toolstack()
+    assert stack.fresh_from("hv0") == 0x6000
+    stack.met("hv0", "c", 0x6005)
+    stack.hypervisor_died("hv0", 0)
+    assert stack.peers("a") == {"b": 2}
+    assert (stack.fresh_from("hv0"), stack.fresh_from("hv1")) == (0x6006, 0x6000)
+    assert (stack.meet("hv0", "c"), stack.meet("hv0", "c")) == (0x6006, 0x6007)
+    assert stack.peers("a") == {"b": 2, "c": 0x6007}
+    stack.met("hv0", "c", 0x7FEF)
+    assert stack.meet("hv0", "c") is None
+
+
 def test_a_late_answer_for_a_former_domain_starts_nobody() -> None:
     """Only the domain that the guest is to have now counts."""
     stack, _ = toolstack()
