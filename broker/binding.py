@@ -52,7 +52,10 @@ class Judge:
         self._top = {path[0] for path in binding.hypervisors if len(path) == 1}
         self._labels: dict[Path, str] = {path[::-1]: "" for path in binding.hypervisors if len(path) > 1}
         self._labels |= {("", *path[::-1]): "" for path in binding.hypervisors}
+        self._guests = [path[::-1] for path, _ in binding.guests]
         self._labels |= {path[::-1]: label for path, label in binding.guests}
+        self.former: dict[Path, str] = {}
+        self._round = 0
         self._epochs: dict[Path, int] = {}
 
     def joined_by_fabric(self, name: str, kind: str) -> bool:
@@ -86,7 +89,7 @@ class Judge:
             label = self.label(source)
             if label is None:
                 return wrong, f"{codec.show(source)} from {sender}: no such endpoint in the plan"
-            if label != envelope.label:
+            if label != envelope.label and envelope.label != self._former(source):
                 detail = f"{codec.show(envelope.label)} on what {codec.show(source)} sent, the plan says {label!r}"
                 return Refusal.FORGED_LABEL, detail
         return self._epoch(source[1:], envelope.origin_epoch)
@@ -97,6 +100,35 @@ class Judge:
         if label is None and source and isinstance(source[0], str):
             label = self._labels.get((source[0].partition("#")[0], *source[1:]) if source[0] else source)
         return label
+
+    def _former(self, source: Path) -> str | None:
+        """The label that an endpoint had before the last round, as frames under way still may have it."""
+        if not self.former or not source or not source[0]:
+            return None
+        return self.former.get((str(source[0]).partition("#")[0], *source[1:]))
+
+    def relabel(self, number: int, labels: dict[str, str]) -> None:
+        """Round `number`, which may come in parts, gives the guests that it names these labels, and all others none.
+
+        One that is behind the last changes nothing.  Until the next round a guest's former label is believed too, but
+        never passed on (`corrected`): its hypervisor hears of the change later than we do.
+        """
+        if number < self._round:
+            return
+        if number > self._round:
+            self._round = number
+            self.former = {path: self._labels[path] for path in self._guests}
+            self._labels |= dict.fromkeys(self._guests, "")
+        for path in self._guests:
+            if str(path[0]) in labels:
+                self._labels[path] = labels[str(path[0])]
+
+    def corrected(self, envelope: Envelope) -> Envelope:
+        """What is believed, under the label that counts now."""
+        if envelope.kind in _ANSWERS:
+            return envelope
+        label = self.label(envelope.src_path)
+        return envelope if label in (None, envelope.label) else envelope._replace(label=label)
 
     def _epoch(self, origin: Path, epoch: int) -> Verdict | None:
         last = self._epochs.get(origin)

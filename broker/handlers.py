@@ -18,6 +18,9 @@ from broker.switch import BROKER
 if TYPE_CHECKING:
     from broker.router import RouterCore
 
+LABELS: Final = "labels"
+"""First word of what a `relabel` holds; the others are pairs of a guest's name and its label."""
+
 Handler = Callable[["RouterCore", Node, Lane, Incoming], None]
 
 
@@ -114,6 +117,15 @@ def _on_impair(core: RouterCore, node: Node, _lane: Lane, item: Incoming) -> Non
     core.say(node, ["impaired", a, b, list(impairment)])
 
 
+def _on_relabel(core: RouterCore, node: Node, _lane: Lane, item: Incoming) -> None:
+    _, number, given = item.record
+    if given[0] != LABELS or len(given) % 2 == 0 or not all(isinstance(word, str) for word in given):
+        core.report(node, Refusal.MALFORMED_RECORD, f"relabel: {LABELS!r} and pairs of a guest and its label")
+        return
+    core.switch.judge.relabel(number, dict(zip(given[1::2], given[2::2], strict=True)))
+    core.say(node, ["relabelled", number])
+
+
 HANDLERS: Final[dict[str, Handler]] = {
     "hello": _on_late_hello,
     "ready": _on_ready,
@@ -126,4 +138,5 @@ HANDLERS: Final[dict[str, Handler]] = {
     "gone": _on_gone,
     "shutdown": _on_shutdown,
     "impair": _on_impair,
+    "relabel": _on_relabel,
 }

@@ -84,6 +84,7 @@ VOCABULARY: Final = (
         senders=("agent",)),
     Row("shutdown", _UP, senders=("agent",)),
     Row("impair", _UP, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT)), senders=("agent",)),
+    Row("relabel", _UP, (Field("round", U64), Field("labels", RECORD)), senders=("agent",)),
     Row("welcome", _DOWN, (Field("epoch", U64), Field("name", NAME)), rejoin=Rejoin.DROP),
     Row("refused", _DOWN, (Field("code", CODE), Field("message", TEXT)), rejoin=Rejoin.DROP),
     Row("told", _DOWN, (Field("from", NAME), Field("record", RECORD)), payload=True),
@@ -95,6 +96,7 @@ VOCABULARY: Final = (
     Row("shutdown", _DOWN),
     Row("peer", _DOWN, (Field("name", NAME), Field("state", PEER_STATE), Field("epoch", U64),
         Field("pid", U32)), rejoin=Rejoin.DROP),
+    Row("relabelled", _DOWN, (Field("round", U64),)),
     Row("impaired", _DOWN, (Field("a", NAME), Field("b", NAME), Field("impairment", IMPAIRMENT))),
 )  # fmt: skip
 _ROWS: Final = {(row.direction, row.name): row for row in VOCABULARY}

@@ -88,6 +88,8 @@ class Switch:
             elif use is _REQUEST:
                 self._answer(node, envelope, Errno.ECONNREFUSED)
             return
+        if self.judge.former:
+            envelope = self.judge.corrected(envelope)
         if use is _RESULT:
             self._on_result(node, envelope, payload)
         elif use is _REQUEST:

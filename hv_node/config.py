@@ -122,11 +122,14 @@ class PolicyConfig:
         module: Name of the module, `firewall` or `viptables`.
         rules: In their order.
         permissions: (label, operation) pairs that are refused although the rules are silent on them.
+        labels: Labels of the lab's guests, by name, in the place of the plan's; who is not named has none.  None: those
+            that hold already.
     """
 
     module: str
     rules: tuple[RuleConfig, ...]
     permissions: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

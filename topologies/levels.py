@@ -247,11 +247,15 @@ def impairments(topology: Topology) -> tuple[tuple[str, str, Impairment], ...]:
     return tuple((row.between[0], row.between[1], impairment(row)) for row in topology.links if row.impair != Impair())
 
 
-def label_of(topology: Topology, guest: str) -> str:
-    """The label of `guest`, "" for none; one whose hypervisor forwards acts as that, which has none."""
-    if mode_of(topology, topology.guests[guest].on) == FORWARD:
+def label_of(topology: Topology, guest: str, policy: Policy | None = None) -> str:
+    """The label of `guest`, "" for none; one whose hypervisor forwards acts as that, which has none.
+
+    `policy`: instead of the topology's own.
+    """
+    keys = policy or topology.policy
+    if keys is None or mode_of(topology, topology.guests[guest].on) == FORWARD:
         return ""
-    return topology.policy.labels.get(guest, "") if topology.policy is not None else ""
+    return keys.labels.get(guest, "")
 
 
 def slots(topology: Topology, hypervisor: str) -> tuple[SlotConfig, ...]:
@@ -314,6 +318,12 @@ def policy(keys: Policy | None) -> PolicyConfig | None:
         if operation not in granted
     )
     return PolicyConfig("viptables" if keys.viptables else keys.module, rules, refused)
+
+
+def labels(topology: Topology, keys: Policy) -> tuple[tuple[str, str], ...]:
+    """The labels that `keys` gives to guests of `topology`."""
+    found = ((name, label_of(topology, name, keys)) for name in topology.guests)
+    return tuple((name, label) for name, label in found if label)
 
 
 def ports_of(text: str) -> tuple[int, int]:

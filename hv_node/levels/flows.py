@@ -53,6 +53,14 @@ class Flows:
         pairs = ((one, other), (other, one))
         return any(flow.replier is asked for asker, asked in pairs for flow in self._of_asker.get(asker, ()))
 
+    def rename(self, present: Callable[[Party], Party]) -> None:
+        """Each party is what `present` makes of it, from now on; flows stay, in their order."""
+        flows = [flow for own in self._of_asker.values() for flow in own]
+        self._of_asker.clear()
+        self._answers.clear()
+        for flow in flows:
+            self.note(flow._replace(asker=present(flow.asker), replier=present(flow.replier)))
+
     def _drop(self, flow: Flow) -> None:
         own = self._of_asker[flow.asker]
         del own[flow]

@@ -217,7 +217,8 @@ class Furniture:
 
     def _transit(self, envelope: Envelope, payload: bytes) -> tuple[int, Envelope, bytes]:
         """Judge what goes on to another hypervisor: (0 or a refusal, what goes on)."""
-        source = Stranger("/".join(self._source(envelope)), envelope.label)
+        origin = self._source(envelope)
+        source = Stranger("/".join(origin), self.level.label_at(origin, envelope.label))
         dst = tuple(map(str, envelope.dst))
         if envelope.kind == EnvelopeKind.SEND:
             if dst[-1] == ITSELF:
@@ -247,8 +248,8 @@ class Furniture:
 
     def _judge(self, source: Stranger, source_port: int | None, target: Path, port: int) -> int:
         assert self.firewall is not None
-        label = self.level.proxies.label(target)
-        return self.firewall.send_through(source, source_port, Stranger("/".join(target), label), port)
+        stranger = Stranger("/".join(target), self.level.label_at(target))
+        return self.firewall.send_through(source, source_port, stranger, port)
 
     # -- the toolstack ----
 
@@ -306,16 +307,23 @@ class Furniture:
     def judge_by(self, policy: PolicyConfig) -> None:
         """Judge by `policy` from now on.  ValueError: it is none."""
         table, permissions = table_of(policy), permissions_of(policy)
+        if policy.labels is not None:
+            self.level.relabel(dict(policy.labels))
         if self.firewall is not None:
             self.firewall.reload(table, permissions)
         else:
             event = self.level.host.event
-            self.firewall = FirewallXsm(self.base, table, permissions, event, label_of=self.places.label_of)
+            self.firewall = FirewallXsm(
+                self.base, table, permissions, event, label_of=self.places.label_of, label_at=self._label_at
+            )
             self.gate.base = self.firewall
             self.level.transit = self._transit
             self.install()
             self.on_policy()
         self._forget_waits(self.firewall.stale_waits(self._rings(), self.level.domains.lookup))
+
+    def _label_at(self, name: str, claimed: str) -> str:
+        return self.level.label_at(tuple(name.split("/")), claimed)
 
     def _grant(self, domain: Domain, row: SlotConfig, then: Callable[[int], None] | None = None) -> None:
         narrowing = Narrowing(types=row.types or None, rate=row.rate)

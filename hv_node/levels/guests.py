@@ -9,7 +9,7 @@ tells it in turn which of the guests here are dead or not the first of their nam
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hv_node.domain import Domain, DomainState
@@ -51,6 +51,7 @@ class Guests:
         self._names: dict[int, str] = {}
         self._births: Counter[str] = Counter()
         self._freeing: list[tuple[int, Domain]] = []
+        self._labels: Mapping[str, str] = self.options.labels
         self._greeted: dict[Path, int] = {}  # epochs of hypervisors that have heard who lives here
 
     # -- our own ----
@@ -136,7 +137,21 @@ class Guests:
 
     def label_by_name(self, name: str) -> str:
         """The label of a guest of ours."""
-        return self.options.labels.get(paths.plain(name), "")
+        return self._labels.get(paths.plain(name), "")
+
+    def label_at(self, path: Path, claimed: str = "") -> str:
+        """The label of whoever is at `path`, as far as is known here."""
+        return self.label_by_name(path[-1]) if path[:-1] == self.path else self.proxies.label(path, claimed)
+
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Guests of the lab have these labels from now on, by name; the others none.
+
+        What is under way says it again under the new ones: a fabric that knows them takes no other.
+        """
+        self._labels = labels
+        self.proxies.relabel(labels)
+        for op in self.calls:
+            op.envelope = op.envelope._replace(label=self.label_by_name(str(op.envelope.src_path[0])))
 
     def source(self, domid: int, far: Path) -> Path:
         """`src_path` of what a guest of ours says to the hypervisor at `far`."""

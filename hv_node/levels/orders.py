@@ -107,7 +107,15 @@ def slot(data: dict[str, Any]) -> SlotConfig:
 def policy(data: dict[str, Any]) -> PolicyConfig:
     """A policy as the planner writes it.  Raises OrderError."""
     rules = tuple(_rule(row) for row in _items(data, "rules"))
-    return PolicyConfig(_text(data, "module"), rules, tuple(_refused(pair) for pair in _items(data, "permissions")))
+    refused = tuple(_refused(pair) for pair in _items(data, "permissions"))
+    labels = None if data.get("labels") is None else tuple(_label(pair) for pair in _items(data, "labels"))
+    return PolicyConfig(_text(data, "module"), rules, refused, labels)
+
+
+def _label(pair: Any) -> tuple[str, str]:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+        raise OrderError("labels: pairs of a guest and its label")
+    return pair[0], pair[1]
 
 
 def _refused(pair: Any) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from hmx.errno import Errno
 from hv_node.domain import Domain
 from hv_node.levels.flows import Flow, Flows
 from hv_node.levels.narrowing import normal
-from hv_node.levels.rules import ANYBODY, FRONT_END_OF, Party, Rule, Table
+from hv_node.levels.rules import ANYBODY, FRONT_END_OF, Party, Rule, Stranger, Table
 from hv_node.xsm import PortXsm
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class Ward:
 class FirewallXsm:
     """The module `firewall` on top of another.
 
-    `label_of(domid)`: a domain's label, "" for none.  `on_event(code, *fields)` hears of each pair's first denial.
+    `label_of(domid)`: a domain's label, "" for none; `label_at(name, label)`: that of a stranger, who had `label` when
+    it was judged; None: it keeps that.  `on_event(code, *fields)` hears of each pair's first denial.
     """
 
     permissive = False
@@ -117,9 +118,11 @@ class FirewallXsm:
         on_event: Callable[..., None] | None = None,
         *,
         label_of: Callable[[int], str],
+        label_at: Callable[[str, str], str] | None = None,
     ) -> None:
         self.base = base
         self._label_of = label_of
+        self._label_at = label_at
         self._wards: dict[Domain, Ward] = {}
         self.table = table
         self.permissions = permissions or Permissions()
@@ -236,13 +239,20 @@ class FirewallXsm:
     # -- changes ----
 
     def reload(self, table: Table, permissions: Permissions | None = None) -> Reloaded:
-        """Judge by this from now on.  A pair's first denial is told anew; counts go on."""
+        """Judge by this, and by labels as they are now.  A pair's first denial is told anew; counts go on."""
         self.table = table
         self.permissions = permissions or Permissions()
         self._logged.clear()
         for ward in self._wards.values():
             ward.label = self._label_of(ward.domid)
+        self.flows.rename(self._present)
         return Reloaded(tuple(self.flows.keep(self._still)), len(self.flows))
+
+    def _present(self, party: Party) -> Party:
+        """A stranger is its name and its label, so that one that is relabelled would be another one."""
+        if not isinstance(party, Stranger) or self._label_at is None:
+            return party
+        return Stranger(party.name, self._label_at(party.name, party.label))
 
     def _still(self, flow: Flow) -> bool:
         if not self.permissions.allows("send", flow.asker.label, flow.replier.label):

@@ -7,7 +7,7 @@ the topology; the others get an id when they are first heard of.  Ids given here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
@@ -165,6 +165,14 @@ class Proxies:
     def label(self, path: Path, claimed: str = "") -> str:
         """The label that counts for whoever is at `path`."""
         return self._labels.get(plain_path(path), claimed)
+
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Planned guests have these labels from now on, by name; the others none."""
+        for path in self._labels:
+            self._labels[path] = labels.get(path[-1], "")
+        for path, domain in self._by_path.items():
+            if isinstance(domain.remote, RemoteEnd):
+                domain.remote.label = self.label(path, domain.remote.label)
 
     def meet(self, path: Path, epoch: int, claimed: str) -> Domain | None:
         """The proxy of somebody who speaks; one not known before gets an id.

@@ -138,6 +138,46 @@ def test_a_forger_keeps_its_session_and_its_room() -> None:
     assert (lab.core.counters["refused.forged-source"], lab.shown("hv1")) == (300, "joined")
 
 
+def test_labels_may_change() -> None:
+    """By rounds, which may come in parts.  The former label is believed, and not passed on; one before that is not."""
+    judge = Judge(BINDING)
+
+    def judged(label: str, path: str = "hv0/app#2") -> Refusal | str:
+        claim = envelope_of(path, label=label)
+        found = judge.envelope("hv0", claim)
+        return judge.corrected(claim).label if found is None else found[0]
+
+    judge.relabel(1, {"app": "new_t"})
+    judge.relabel(1, {"deep": "low_t", "stranger": "x"})
+    assert (judged("new_t"), judged("client_t"), judged("server_t")) == ("new_t", "new_t", Refusal.FORGED_LABEL)
+    assert (judged("low_t", "hv0/l1/deep"), judged("deep_t", "hv0/l1/deep")) == ("low_t", "low_t")
+    assert (judged("", "hv0/plain"), judged("x", "hv0/plain")) == ("", Refusal.FORGED_LABEL)
+    assert (judged("", "hv0/"), judged("client_t", "hv0/")) == ("", Refusal.FORGED_LABEL)
+    judge.relabel(0, {"app": "old_t"})
+    assert judged("new_t") == "new_t"
+    judge.relabel(2, {})
+    assert (judged(""), judged("new_t"), judged("client_t")) == ("", "", Refusal.FORGED_LABEL)
+    assert judge.corrected(envelope_of("hv0/never", kind=RESULT, label="x")).label == "x"
+
+
+def test_what_is_forwarded_has_the_present_label() -> None:
+    """The agent says it; words that are no labels change nothing, and nobody else may say any."""
+    lab = CoreLab(binding=BINDING)
+    a, b = lab.hypervisors("hv0", "hv1")
+    agent = lab.agent()
+    for words in (["labels", "app"], ["x", "app", "y"], ["labels", "app", 1]):
+        agent.say(["relabel", 1, words])
+        assert agent.heard()[-1][:2] == ["refused", "MALFORMED_RECORD"]
+    agent.say(["relabel", 1, ["labels", "app", "new_t", "store", "server_t"]])
+    assert agent.heard()[-1] == ["relabelled", 1]
+    for seq, label in ((1, "client_t"), (2, "new_t")):
+        a.ask(envelope_of(seq=seq, label=label))
+        ((got, _),) = b.envelopes()
+        assert got.label == "new_t"
+    a.say(["relabel", 2, ["labels"]])
+    assert a.heard()[-1][:2] == ["refused", "NOT_ALLOWED"]
+
+
 def test_the_label_of_a_result_is_the_plans() -> None:
     """Whatever the answering hypervisor wrote there."""
     lab = CoreLab(binding=BINDING)

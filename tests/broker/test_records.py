@@ -35,6 +35,7 @@ VOCABULARY = [
     (UP, "gone", ["name", I32, "text", U32], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (UP, "shutdown", [], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (UP, "impair", ["name", "name", "impairment"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
+    (UP, "relabel", [U64, "record"], False, [CONTROL], ("agent",), False, Rejoin.RESEND),
     (DOWN, "welcome", [U64, "name"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "refused", ["code", "text"], False, [CONTROL], NODES, False, Rejoin.DROP),
     (DOWN, "told", ["name", "record"], False, [CONTROL], NODES, True, Rejoin.RESEND),
@@ -44,6 +45,7 @@ VOCABULARY = [
     (DOWN, "event", ["name", "code"], True, [CONTROL, EVENT], NODES, False, Rejoin.RESEND),
     (DOWN, "shutdown", [], False, [CONTROL], NODES, False, Rejoin.RESEND),
     (DOWN, "peer", ["name", "peer state", U64, U32], False, [CONTROL], NODES, False, Rejoin.DROP),
+    (DOWN, "relabelled", [U64], False, [CONTROL], NODES, False, Rejoin.RESEND),
     (DOWN, "impaired", ["name", "name", "impairment"], False, [CONTROL], NODES, False, Rejoin.RESEND),
 ]
 
@@ -126,9 +128,9 @@ def test_no_other_records_exist() -> None:
 FIELD_NAMES = """
 hello major minor kind name token pid epoch_seen / ready / exit code reason / heartbeat n / subscribe / tell to record
 / event code / attach hypervisor / gone name code reason pid / shutdown
-/ impair a b impairment / welcome epoch name / refused code message
+/ impair a b impairment / relabel round labels / welcome epoch name / refused code message
 / told from record / nobody to record / busy to record / node name kind state detail / event from code / shutdown
-/ peer name state epoch pid / impaired a b impairment
+/ peer name state epoch pid / relabelled round / impaired a b impairment
 """
 
 

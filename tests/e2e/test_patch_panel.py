@@ -137,6 +137,30 @@ def test_a_policy_comes_to_a_lab_that_had_none(rig: Rig) -> None:
     down(rig)
 
 
+def test_labels_are_changed(rig: Rig) -> None:
+    """With the policy, at every hypervisor and in the fabric: what both allow goes on, and another one is let in."""
+    up(rig, panel(rig, "far", more=RULE.format(rules=FAR)))
+    grows(rig, "far")
+    labels, first = "asker: a_t, near: n_t, far: f_t", rig.seen("asker").index("ok")
+    pairs = (("asker: x_t, far: y_t", "{from: x_t, to: y_t}"), (labels, FAR), ("asker: z_t", "{from: z_t, to: '*'}"))
+    for given, rule in pairs:
+        text = panel(rig, "far", more=RULE.format(rules=rule).replace(labels, given))
+        change(rig, "policy", rig.topology(text, "other.yaml"))
+        grows(rig, "far")
+    assert rig.seen("asker")[first:] == ["ok"]
+    os.kill(rig.node("broker")["pid"], signal.SIGKILL)
+    wait_until(lambda: rig.node("broker")["restarts"] == 1, WITHIN)
+    grows(rig, "far")
+    assert DENIED not in rig.seen("asker")
+    text = panel(rig, "far", more=RULE.format(rules=FAR).replace(labels, "asker: f_t, far: a_t"))
+    change(rig, "policy", rig.topology(text, "other.yaml"))
+    rests(rig, "far")
+    assert rig.seen("asker")[-1] == DENIED
+    events = "".join(path.read_text() for path in (rig.base / "panel").rglob("*.jsonl"))
+    assert '"policy-denied"' in events and "forged" not in events
+    down(rig)
+
+
 def test_a_link_is_impaired(rig: Rig) -> None:
     """Cut and mended; what is asked for meanwhile is refused or comes later."""
     up(rig, panel(rig, "far"))

@@ -40,7 +40,7 @@ TO_BROKER: Final[tuple[list[Any], ...]] = (
     hello_record(), hello_record("hypervisor", "b", epoch_seen=7), ["ready"], ["exit", 0, "done"], ["heartbeat", 3],
     ["subscribe"], ["tell", "b", ["x", 1]], ["tell", "b", ["x"], 0, 3], ["tell", "h", ["me", [1, [2, b"z"]]]],
     ["tell", "broker", ["counters?"]], ["event", "result", "x", "{}"], ["attach", "b"], ["gone", "x", 1, "why", 0],
-    ["tell", "broker", ["shutdown"]], ["tell", "nobody", ["x"]],
+    ["relabel", 1, ["labels", "app", "t"]], ["tell", "broker", ["shutdown"]], ["tell", "nobody", ["x"]],
 )  # fmt: skip
 TO_NODE: Final[tuple[list[Any], ...]] = (
     ["welcome", 7, "app"], ["refused", "HELLO_FIRST", "words"], ["told", "b", ["x", 1]], ["told", "b", ["x"], 0, 3],

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from topologies.agent.core import LabCore
-from topologies.agent.orders import ORDER, Answers, Orders
-from topologies.agent.phases import SECOND
+from topologies.agent.labels import WITHIN as BROKER_WITHIN
+from topologies.agent.labels import Labels
+from topologies.agent.orders import ORDER, POLICY, Answers, Orders
 from topologies.runtime import ENDED, NodeKind, NodeState
 
 MAX_ORDER: Final = 60_000
 """Bytes of JSON; what the broker carries in one text, and room for the rest of the record."""
-BROKER_WITHIN: Final = 2 * SECOND
 _WHATS: Final = ("connect", "disconnect", "policy")
 
 Reply = Callable[[dict[str, Any]], None]
@@ -48,6 +48,7 @@ class Changes:
         self._orders = Orders(tell)
         self._impaired: dict[Pair, list[Any]] = {}
         self._asked: dict[Pair, tuple[int, Reply]] = {}
+        self._labels = Labels(say)
 
     # ---- requests -----------------------------------------------------------------------------------------
 
@@ -79,7 +80,17 @@ class Changes:
         def done(answers: Answers) -> None:
             reply({"what": "answers", "answers": dict(answers)})
 
-        self._orders.give(there, what, data, now, done, later)
+        labels = data.get("labels")
+        if what != POLICY or labels is None:
+            self._orders.give(there, what, data, now, done, later)
+            return
+        if self._labels.waits:
+            raise Refused("the policy is just being changed")
+        if not isinstance(labels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in labels):
+            raise Refused("labels are pairs of a guest and its label")
+
+        # The broker first: it believes a guest's former label as well, hypervisors say one.
+        self._labels.give(labels, now, lambda at: self._orders.give(there, what, data, at, done, later))
 
     def _impair(self, fields: Mapping[str, Any], now: int, reply: Reply) -> None:
         match fields:
@@ -102,6 +113,10 @@ class Changes:
         if reply is not None:
             reply({"what": "answers", "answers": {"broker": ""}})
 
+    def relabelled(self, number: int, now: int) -> None:
+        """The broker has taken a part of the labels."""
+        self._labels.taken(number, now)
+
     def answered(self, hypervisor: str, number: int, words: str) -> None:
         """A hypervisor has carried out an order, or says why not."""
         self._orders.answered(hypervisor, number, words)
@@ -112,6 +127,11 @@ class Changes:
         """A broker has let the agent in: it may be another one, that knows its configuration only."""
         for (a, b), values in self._impaired.items():
             self._say(["impair", a, b, values])
+        self._labels.repeat()
+
+    def present(self, config: Any) -> Any:
+        """The start arguments of a node, with what nobody could tell it before others speak to it."""
+        return self._labels.present(config)
 
     def joined(self, hypervisor: str) -> None:
         """A hypervisor has joined a broker, perhaps as a new process; it knows what it was told already."""
@@ -127,6 +147,7 @@ class Changes:
     def serve(self, now: int) -> None:
         """Give up on those whose time is over."""
         self._orders.due(now)
+        self._labels.due(now)
         for pair, (until, reply) in list(self._asked.items()):
             if now >= until:
                 del self._asked[pair], self._impaired[pair]
@@ -134,4 +155,5 @@ class Changes:
 
     def moments(self) -> list[int]:
         """When to look again, whatever happens."""
-        return [*self._orders.moments(), *(until for until, _ in self._asked.values())]
+        moments = [*self._orders.moments(), *(until for until, _ in self._asked.values())]
+        return [*moments, *self._labels.moments()]

@@ -63,6 +63,8 @@ class News:
             case ["event", str(origin), "order-done", int(number), str(words)]:
                 self._changes.answered(origin, number, words)
                 self.note(origin, "order-done", (number, words))
+            case ["relabelled", int(number)]:
+                self._changes.relabelled(number, now)
             case ["impaired", str(a), str(b), *_]:
                 self._changes.impaired(a, b)
             case ["event", str(origin), str(code), *fields]:

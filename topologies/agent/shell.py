@@ -171,7 +171,7 @@ class Shell:
         try:
             directory = self._run.node_directory(name)
             (directory / CRASH).unlink(missing_ok=True)  # a former life's
-            config = self._lives.config(name, time.monotonic_ns())
+            config = self._changes.present(self._lives.config(name, time.monotonic_ns()))
             if self._team is not None and self._team.has(name):
                 self._team.spawn(self._specs[name], config)
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from topologies import labs, levels, rundir
@@ -49,12 +50,14 @@ def disconnect(row: Mapping[str, Any], lab: str | None, form: Format) -> int:
 
 
 def reload_policy(file: str, lab: str | None, form: Format) -> int:
-    """`argosy policy`: every hypervisor judges by the policy of topology `file` from now on."""
+    """`argosy policy`: every hypervisor judges by the policy of topology `file` from now on, its labels included."""
     found = _lab(lab)
-    policy = levels.policy(load(file).policy)
-    if policy is None:
+    keys, topology = load(file).policy, _topology(found)
+    policy = levels.policy(keys)
+    if policy is None or keys is None:
         raise NotFound(f"{file} has no policy")
-    hypervisors = list(_topology(found).hypervisors)
+    policy = replace(policy, labels=levels.labels(topology, keys))
+    hypervisors = list(topology.hypervisors)
     return _order(found, hypervisors, "policy", encode(policy), form, f"{len(policy.rules)} rules")
 
 

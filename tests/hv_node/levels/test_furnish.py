@@ -650,6 +650,76 @@ def test_what_was_allowed_may_be_answered() -> None:
     assert house.send(STORE, APP, 5) == DENIED
 
 
+def relabelled(policy: PolicyConfig, **labels: str) -> Any:
+    """A policy with labels: those of the plan, but for `labels`."""
+    given = {path[-1]: f"{path[-1]}_t" for path in GUESTS} | labels
+    return asdict(replace(policy, labels=tuple((name, label) for name, label in given.items() if label)))
+
+
+@pytest.mark.parametrize("target", [STORE, FAR, DEEP])
+def test_labels_change_with_a_policy(target: int) -> None:
+    """At every level: of guests beside, elsewhere, inside, and of those who pass; one that has none is nobody."""
+    to = {STORE: "store_t", FAR: "far_t", DEEP: "deep_t"}[target]
+    house = House(policy=rules(("app_t", to)))
+    assert house.arrives(APP, target, target, ECHO)
+    assert house.send(OTHER, target, ECHO) == DENIED
+    for number, labels in enumerate(({"app": "x_t", "other": "app_t"}, {"app": "", "other": "app_t"}), 1):
+        for path in house.furniture:
+            house.order(path, "policy", relabelled(rules(("app_t", to)), **labels), number)
+        assert house.arrives(OTHER, target, target, ECHO)
+        assert house.send(APP, target, ECHO) == DENIED
+    for path in house.furniture:
+        house.order(path, "policy", relabelled(rules(("y_t", "z_t")), app="y_t", **{to[:-2]: "z_t"}), 3)
+    assert house.arrives(APP, target, target, ECHO)
+    assert {words for _, _, words in house.said} == {""}
+    for path in house.furniture:
+        house.order(path, "policy", asdict(rules(("y_t", "z_t"))), 4)
+    assert house.arrives(APP, target, target, ECHO), "a policy without labels leaves them"
+
+
+def test_flows_outlive_new_labels() -> None:
+    """deep asks far; both are relabelled, and far may answer still: at a, which they only pass, as at both ends."""
+    house = House(policy=rules(("deep_t", "far_t")))
+    assert register(house.node(DEEP), DEEP, gfn=30, port=5) == 0
+    assert house.send(FAR, DEEP, 5) == DENIED
+    assert house.send(DEEP, FAR, ECHO) == 5
+    for path in house.furniture:
+        house.order(path, "policy", relabelled(rules(("x_t", "y_t")), deep="x_t", far="y_t"))
+    assert house.send(FAR, DEEP, 5) == 5
+    for path in house.furniture:
+        house.order(path, "policy", relabelled(rules(("x_t", "y_t")), deep="z_t", far="y_t"), 2)
+    assert house.send(FAR, DEEP, 5) == DENIED
+
+
+@pytest.mark.parametrize("changed", [(), (M, N), (M, N, A), (B,), (B, A), (A,), (A, B, N, M)])
+def test_no_moment_of_a_change_denies_what_both_policies_allow(changed: tuple[Path, ...]) -> None:
+    """Each level judges by the labels that it knows, whatever was claimed by one that has heard of the change."""
+    house = House(policy=rules(("deep_t", "far_t"), ("far_t", "deep_t")))
+    for path in changed:
+        house.order(path, "policy", relabelled(rules(("x_t", "y_t"), ("y_t", "x_t")), deep="x_t", far="y_t"))
+    assert house.arrives(DEEP, FAR, FAR, ECHO)
+    assert house.arrives(FAR, DEEP, DEEP, ECHO)
+
+
+def test_what_is_under_way_is_said_again_under_the_new_label() -> None:
+    """A fabric that knows the new ones takes no other: else it would wait for ever."""
+    house = House(policy=rules(("app_t", "far_t")))
+    house.lab.cut(B)
+    assert send(house.node(APP), APP, FAR, token="t", port=ECHO) is PENDING
+    house.order(A, "policy", relabelled(rules(("x_t", "far_t")), app="x_t"))
+    (op,) = [op for op in house.lab.nodes[A].level.calls if op.envelope.src_path[0] == "app"]
+    assert op.envelope.label == "x_t"
+
+
+@pytest.mark.parametrize("labels", [{}, [["a"]], [["a", 1]], ["a"]])
+def test_labels_that_are_none(labels: Any) -> None:
+    """Refused with words; nothing changes."""
+    house = House()
+    house.order(A, "policy", {**asdict(rules()), "labels": labels})
+    assert house.words(A, 1)[0].startswith("labels: ")
+    assert house.furniture[A].firewall is None
+
+
 # ---- strangers ----
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from broker.binding import Binding
 from tests.topologies.agent.doubles import Driver, lab_spec
-from topologies.agent.changes import BROKER_WITHIN, MAX_ORDER, Changes, Refused
+from topologies.agent.changes import MAX_ORDER, Changes, Refused
+from topologies.agent.labels import PART
+from topologies.agent.labels import WITHIN as BROKER_WITHIN
 from topologies.runtime import NodeState
 
 VALUES = [0, 0, 0.5, 0, 0.0, 0.0, False]
 POLICY = {"op": "order", "to": ["hv0", "hv1"], "what": "policy", "data": {"rules": []}}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What of a broker's configuration matters here."""
+
+    binding: Binding
 
 
 class Desk:
@@ -126,3 +138,56 @@ def test_a_link_is_impaired() -> None:
     desk.changes.serve(5 + BROKER_WITHIN)
     assert desk.replies[1]["what"] == "error"
     assert desk.changes.moments() == []
+
+
+def relabel(labels: list[list[str]]) -> dict[str, Any]:
+    return {**POLICY, "data": {"rules": [], "labels": labels}}
+
+
+def test_labels_are_told_to_the_broker_first() -> None:
+    """In parts; hypervisors hear of the policy when it has them all, and another broker is told them again."""
+    desk = Desk()
+    desk.ask(relabel([[f"g{number}", "t"] for number in range(PART + 1)]))
+    assert [(record[:2], record[2][:3], len(record[2])) for record in desk.said] == [
+        (["relabel", 1], ["labels", "g0", "t"], 2 * PART + 1),
+        (["relabel", 1], ["labels", f"g{PART}", "t"], 3),
+    ]
+    with pytest.raises(Refused, match="just being changed"):
+        desk.ask(relabel([]))
+    desk.changes.relabelled(1, 0)
+    desk.changes.relabelled(0, 0)
+    assert desk.names() == []
+    desk.changes.relabelled(1, 0)
+    assert desk.names() == ["hv0", "hv1"]
+    desk.changes.relabelled(1, 0)
+    desk.changes.welcome()
+    assert (len(desk.said), desk.names()) == (4, [])
+    desk.ask(relabel([]))
+    assert desk.said[4:] == [["relabel", 2, ["labels"]]]
+
+
+def test_no_broker_is_waited_for() -> None:
+    """It is told when there is one again; the hypervisors judge by the policy meanwhile."""
+    desk = Desk()
+    desk.ask(relabel([["g", "t"]]), now=5)
+    assert desk.changes.moments() == [5 + BROKER_WITHIN]
+    desk.changes.serve(5 + BROKER_WITHIN - 1)
+    assert desk.names() == []
+    desk.changes.serve(5 + BROKER_WITHIN)
+    assert desk.names() == ["hv0", "hv1"]
+    desk.changes.welcome()
+    assert desk.said == [["relabel", 1, ["labels", "g", "t"]]] * 2
+    with pytest.raises(Refused, match="pairs"):
+        desk.ask(relabel([["g"]]))
+
+
+def test_another_broker_starts_with_the_labels() -> None:
+    """Hypervisors may be quicker than what it is told; who is not named has none; without a binding there are none."""
+    desk = Desk()
+    config = SimpleNamespace(binding=None)
+    bound = Bound(Binding(guests=((("hv0", "a"), "x"), (("hv0", "hv1", "b"), "y"), (("hv1", "c"), ""))))
+    assert desk.changes.present(bound) is bound
+    desk.ask(relabel([["b", "t"], ["c", "u"]]))
+    assert desk.changes.present(config) is config
+    found = desk.changes.present(bound).binding
+    assert found.guests == ((("hv0", "a"), ""), (("hv0", "hv1", "b"), "t"), (("hv1", "c"), "u"))
