@@ -63,8 +63,8 @@ class Judge:
         return kind == "hypervisor" and (not self.bound or name in self._top)
 
     def planned(self, name: str) -> bool:
-        """Whether the plan has a hypervisor below the fabric, or a host, of that name."""
-        return name in self._top or name in self.hosts.values()
+        """Whether the plan has a hypervisor below the fabric, a guest, or a host of that name."""
+        return name in self._top or name in self.hosts.values() or any(path[0] == name for path in self._guests)
 
     def hello(self, name: str, host: str) -> Verdict | None:
         """Why a node called `name` may not join from `host` ("": not known, not judged); None: it may."""

@@ -11,6 +11,7 @@ from broker.fields import Record
 from broker.frames import Lane
 from broker.impair import Impairment
 from broker.lifecycle import Node, Stimulus
+from broker.mirrored import MIRROR
 from broker.records import Incoming
 from broker.refusals import Refusal
 from broker.switch import BROKER
@@ -58,6 +59,8 @@ def _on_tell(core: RouterCore, node: Node, _lane: Lane, item: Incoming) -> None:
     if target is None or not target.live:
         core.counters["nobody"] += 1
         core.say(node, ["nobody", name, record])
+    elif record[0] == MIRROR and core.mirrored.take(node, target, item.payload, core.switch.now_ns):
+        pass  # its link is impaired: it arrives later, or is lost
     elif core.tell(target, node.name, record, item.payload):
         core.counters["told"] += 1
     else:

@@ -22,6 +22,7 @@ from broker.handlers import HANDLERS
 from broker.hello import judge_words
 from broker.impair import Impairment
 from broker.lifecycle import SHOWN, Node, State, Stimulus
+from broker.mirrored import MIRROR, MirrorLines
 from broker.operations import RELEASE_NS
 from broker.records import Direction, Incoming, Outgoing, encode
 from broker.refusals import ENDS, Ends, Refusal, Violation
@@ -85,6 +86,7 @@ class RouterCore:
         self.unheard: deque[Record] = deque(maxlen=MAX_UNHEARD)
         self._ticked_ns: int | None = None
         self.switch = Switch(self, binding, chance, release_ns)
+        self.mirrored = MirrorLines(chance, self.switch.judge.hosts, self.counters, self._arrived)
 
     # ---- what the owner calls ----------------------------------------------------------------------------
 
@@ -132,10 +134,12 @@ class RouterCore:
     def on_time(self, now_ns: int) -> None:
         """Time passed for what is under way on impaired links.  Due at :meth:`next_deadline`."""
         self.switch.on_time(now_ns)
+        self.mirrored.on_time(now_ns)
 
     def next_deadline(self) -> int | None:
         """When :meth:`on_time` is due; None: not before something else happens."""
-        return self.switch.next_deadline()
+        times = self.switch.next_deadline(), self.mirrored.next_deadline()
+        return min((at for at in times if at is not None), default=None)
 
     def flush(self) -> None:
         """Send what is ready.  What a peer's transport does not take now stays queued for the next flush."""
@@ -344,6 +348,7 @@ class RouterCore:
             self.to_subscribers(Lane.CONTROL, node.record)
         if was_live and not node.live:
             self.switch.on_left(node)
+            self.mirrored.left(node.name)
         elif before is State.LOST and node.state is State.EXITED:
             self.switch.on_died(node)
 
@@ -389,10 +394,17 @@ class RouterCore:
         outgoing = encode(Direction.TO_NODE, Lane.CONTROL, ["told", sender, record], payload)
         return self._queue(target, Lane.CONTROL, outgoing)
 
+    def _arrived(self, sender: str, name: str, payload: Buffer) -> None:
+        """A guest's or hypervisor's message of the mirror protocol came over an impaired link; who is busy loses it."""
+        target = self.nodes.get(name)
+        if target is None or not target.live or not self.tell(target, sender, [MIRROR], payload):
+            self.counters["mirrored_lost"] += 1
+
     # ---- links --------------------------------------------------------------------------------------
 
     def impair(self, a: str, b: str, impairment: Impairment) -> None:
         """Impair the link between two hypervisors or two hosts from now on."""
         self.switch.impair(a, b, impairment)
+        self.mirrored.set(a, b, impairment)
         self._sink.event("impair", a, b, *impairment)
         self.to_subscribers(Lane.EVENT, ["event", BROKER, "impair", a, b, *impairment])

@@ -409,7 +409,7 @@ class Switch:
             self._lose(held)
 
     def linkable(self, name: str) -> bool:
-        """Whether an impairment may name `name`: a hypervisor below the fabric or a host of the plan."""
+        """Whether an impairment may name `name`: a hypervisor below the fabric, a guest or a host of the plan."""
         node = self._hub.nodes.get(name)
         return self.judge.planned(name) or (node is not None and self.joined(node))
 

@@ -23,11 +23,12 @@ Found = tuple[Location, Diagnostic]
 
 
 class Reference(NamedTuple):
-    """The text at `pattern` names an entry of `section`, which is called a `noun`."""
+    """The text at `pattern` names an entry of `section`, which is called a `noun`; or one of `also`, by other rules."""
 
     pattern: str
     section: str
     noun: str
+    also: str = ""
 
 
 REFERENCES: Final = (
@@ -39,7 +40,7 @@ REFERENCES: Final = (
     Reference("hypervisors.*.parent", "hypervisors", "hypervisor"),
     Reference("hypervisors.*.host", "hosts", "host"),
     Reference("guests.*.host", "hosts", "host"),
-    Reference("links.*.between.*", "hypervisors", "hypervisor"),
+    Reference("links.*.between.*", "hypervisors", "hypervisor", "guests"),
     Reference("defaults.kind", "kinds", "kind"),
     Reference("groups.*.kind", "kinds", "kind"),
     Reference("hypervisors.*.kind", "kinds", "kind"),
@@ -148,6 +149,8 @@ def references(root: Node) -> Iterator[Found]:
         choices = (*_section(root, row.section), *(kinds if row.section == "kinds" else ()))
         for location, node in select(root, row.pattern):
             if not isinstance(node.value, str) or node.value in choices:
+                continue
+            if row.also and node.value in _section(root, row.also):
                 continue
             if location[-1] == "on" and _homeless(root):
                 continue

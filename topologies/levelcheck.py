@@ -38,7 +38,8 @@ def are_connected(root: Node, homes: Mapping[str, str | None]) -> bool:
     """Whether guests of one hypervisor know those of others; `homes`: the hypervisor of each guest."""
     if any(node.get("parent") is not None for _, node in select(root, "hypervisors.*")):
         return True
-    if any(True for _ in select(root, "links.*")):
+    guests = {str(location[-1]) for location, _ in select(root, "guests.*")}
+    if any(not _ends(row) & guests for _, row in select(root, "links.*")):
         return True
     ends = [
         (homes.get(row.text("from") or ""), homes.get(row.text("to") or ""))
@@ -279,7 +280,42 @@ def _policy(root: Node) -> Iterator[Found]:
 # ---- links ----
 
 
+def _ends(link: Node) -> set[str]:
+    """The ends of a link, as far as they are texts."""
+    between = link.get("between")
+    if between is None or not isinstance(between.value, tuple):
+        return set()
+    return {str(item.value) for item in between.items() if isinstance(item.value, str)}
+
+
+def _lanes(root: Node) -> Iterator[Found]:
+    """Links that have a guest as an end: it is on another host than its hypervisor, which is the other end."""
+    guests = {str(location[-1]): node for location, node in select(root, "guests.*")}
+    homes = {str(location[-1]): node for location, node in select(root, "hypervisors.*")}
+    local = (str(location[-1]) for location, node in select(root, "hosts.*") if node.text("provider") == "local")
+    leader = next(local, "")
+    parents = {name: node.text("parent") or "" for name, node in homes.items()}
+    for location, row in select(root, "links.*"):
+        ends, place = _ends(row), (*location, "between")
+        for name in sorted(ends & guests.keys()):
+            on = guests[name].text("on") or ""
+            outermost = homes.get((on, *_around(parents, on))[-1])
+            home = (None if outermost is None else outermost.text("host")) or leader
+            posted = row.get("posted")
+            words = ""
+            if ends - {name} != {on}:
+                words = f"a link of guest {show(name)} leads to its hypervisor, {show(on)}"
+            elif (guests[name].text("host") or home) == home:
+                words = f"guest {show(name)} is beside its hypervisor: there is no link between them"
+            elif posted is not None and posted.value is True:
+                words = f"what guest {show(name)} and its hypervisor tell each other cannot be posted"
+            if words:
+                yield place, at(key_mark(root, place), place, words)
+
+
 def _links(root: Node) -> Iterator[Found]:
+    yield from _lanes(root)
+    guests = {str(location[-1]) for location, _ in select(root, "guests.*")}
     nested = {str(location[-1]) for location, node in select(root, "hypervisors.*") if node.get("parent") is not None}
     for location, row in select(root, "links.*"):
         between = row.get("between")
@@ -287,7 +323,7 @@ def _links(root: Node) -> Iterator[Found]:
             continue
         ends = [item for item in between.items() if isinstance(item.value, str)]
         for index, item in enumerate(ends):
-            if item.value in nested:
+            if item.value in nested and not _ends(row) & guests:
                 place = (*location, "between", index)
                 words = f"{show(item.value)} is nested: its only link is to its parent"
                 yield place, at(item.mark, place, words)

@@ -139,7 +139,7 @@ def connected(topology: Topology) -> bool:
         and topology.guests[row.to].on != topology.guests[row.from_].on
         for row in topology.destinations
     )  # fmt: skip
-    return nested or across or bool(topology.links)
+    return nested or across or any(not set(row.between) & topology.guests.keys() for row in topology.links)
 
 
 def outer(topology: Topology, hypervisor: str) -> tuple[OuterConfig, ...]:

@@ -188,7 +188,7 @@ class Impair(Keys):
 
 
 class Link(Keys):
-    """A connection between two hypervisors."""
+    """A connection between two hypervisors; or that of a guest on another host to its hypervisor."""
 
     between: list[Reference] = Field(min_length=2, max_length=2, description="Its two ends.")
     posted: bool = Field(default=False, description="Sends return before the other end has answered.")
@@ -221,7 +221,7 @@ class Topology(Keys):
     guests: dict[Name, Guest] = Field(default={}, description="Guests by name; domain ids follow their order.")
     destinations: list[Destination] = Field(default=[], description="Which service leads where.")
     policy: Policy | None = Field(default=None, description="Security policy of the lab.")
-    links: list[Link] = Field(default=[], description="Connections between hypervisors.")
+    links: list[Link] = Field(default=[], description="Connections between hypervisors, and to guests away.")
     checks: list[Check] = Field(default=[], description="What must hold for the run to succeed.")
     defaults: NodeKeys = Field(default=NodeKeys(), description="Keys for all nodes, the weakest.")
     kinds: dict[Name, NodeKeys] = Field(

@@ -111,7 +111,7 @@ def test_hosts() -> None:
     assert judge.hello("hv0", "lab2") == (Refusal.WRONG_HOST, "'hv0' runs on lab1; this connection is from lab2")
     assert judge.hello("x", "lab2") == (Refusal.WRONG_HOST, "'x' is not in the plan; this connection is from lab2")
     assert Judge(None).hello("x", "lab2") is None
-    assert [judge.planned(name) for name in ("hv0", "hv1", "lab1", "l1", "app", "x")] == [True] * 3 + [False] * 3
+    assert [judge.planned(name) for name in ("hv0", "hv1", "lab1", "app", "l1", "x")] == [True] * 4 + [False] * 2
     assert [judge.joined_by_fabric(name, "hypervisor") for name in ("hv0", "l1", "x")] == [True, False, False]
     assert not judge.joined_by_fabric("hv0", "guest")
     assert Judge(None).joined_by_fabric("x", "hypervisor")

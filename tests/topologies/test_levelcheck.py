@@ -59,6 +59,8 @@ SAYINGS = (
     ("links: [{between: [hv0, hv2]}]", ""),
     ("links: [{between: [hv1, hv2]}]", "'hv1' is nested: its only link is to its parent"),
     ("links: [{between: [hv2, hv2]}]", "a link from 'hv2' to itself"),
+    ("links: [{between: [hv0, disk]}]", "a link of guest 'disk' leads to its hypervisor, 'hv2'"),
+    ("links: [{between: [hv2, disk]}]", "guest 'disk' is beside its hypervisor: there is no link between them"),
 )
 
 
@@ -118,6 +120,35 @@ def test_what_is_said_of_modes(text: str, said: tuple[str, ...]) -> None:
     assert tuple(found.message for _, found in levels(tree(text))) == said
 
 
+AWAY = """
+hosts: {near: {provider: local}, far: {provider: local}}
+hypervisors: {hv0: {}, hv1: {host: far}, hv2: {parent: hv0}}
+guests: {a: {on: hv0, host: far}, b: {on: hv0, host: near}, c: {on: hv1}, d: {on: hv1, host: near},
+  e: {on: hv2, host: far}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        ("hv0, a", ""),
+        ("d, hv1", ""),
+        ("e, hv2", ""),
+        ("hv0, b", "guest 'b' is beside its hypervisor: there is no link between them"),
+        ("hv1, c", "guest 'c' is beside its hypervisor: there is no link between them"),
+        ("hv1, a", "a link of guest 'a' leads to its hypervisor, 'hv0'"),
+    ],
+)
+def test_a_guest_away_has_a_link(between: str, said: str) -> None:
+    """To its hypervisor; the leader's host is a host by name as well.  It can be impaired, not posted."""
+    link = f"links: [{{between: [{between}], impair: {{delay: 1ms}}, posted: @}}]"
+    found = [one.message for _, one in levels(tree(AWAY + link.replace("@", "false")))]
+    assert found == ([said] if said else [])
+    if not said:
+        (one,) = (one.message for _, one in levels(tree(AWAY + link.replace("@", "true"))))
+        assert one.endswith("cannot be posted")
+
+
 @pytest.mark.parametrize(("text", "said"), PARENTS)
 def test_what_is_said_of_parents(text: str, said: tuple[str, ...]) -> None:
     """A parent is another hypervisor on the same machine, and there are at most seven around one."""
@@ -129,6 +160,7 @@ def test_what_is_said_of_parents(text: str, said: tuple[str, ...]) -> None:
     [
         ("", False),
         ("links: [{between: [hv0, hv2]}]", True),
+        ("links: [{between: [hv2, disk]}]", False),
         ("destinations: [{from: app, service: storage, to: disk}]", True),
         ("destinations: [{from: app, service: storage, to: app}]", False),
     ],

@@ -69,8 +69,8 @@ def policy(
 
 @app.command()
 def impair(
-    a: Annotated[str, typer.Argument(metavar="A", help="A hypervisor, or a host.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other end of the link.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A hypervisor.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a guest of it on another host.")],
     delay: Annotated[str | None, typer.Option("--delay", metavar="DURATION", help="Added to every message.")] = None,
     jitter: Annotated[str | None, typer.Option("--jitter", metavar="DURATION", help="Varies the delay.")] = None,
     loss: Annotated[str | None, typer.Option("--loss", metavar="SHARE", help="Messages lost, such as 1%.")] = None,

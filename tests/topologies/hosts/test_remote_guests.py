@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -239,5 +240,61 @@ def test_the_leaders_host_by_name_is_no_other(rig: Rig) -> None:
     wait_until(lambda: rig.node("a")["state"] == "ready")
     pid = rig.node("a")["pid"]
     assert "argosy-a-ram" in Path(f"/proc/{pid}/maps").read_text()
+    assert rig.run("down").returncode == 0
+    rig.wait_for_nothing()
+
+
+IMPAIRED = """
+links:
+  - {between: [x86, away-sender], impair: {delay: 3ms, jitter: 2ms, duplicate: 20%, reorder: 10%}}
+  - {between: [away-receiver, x86], impair: {loss: 2%, rate: 20Mbit}}
+  - {between: [arm, away-pinger], impair: {delay: 2ms, duplicate: 50%}}
+"""
+
+
+def test_files_cross_links_that_are_impaired(rig: Rig, shipped: str) -> None:
+    """Late, lost, doubled, out of order: each byte arrives once; in one process there is no such link, nor a fault."""
+    text = (rig.topologies / shipped).read_text() + IMPAIRED
+    nodes = outcome_of(rig, rig.topology(text, shipped))
+    for sender, receiver in (("away-sender", "receiver"), ("sender", "away-receiver")):
+        assert nodes[sender]["result"]["sha256"] == nodes[receiver]["result"]["sha256"]
+    assert nodes["away-pinger"]["result"]["count"] == 100
+    assert verdicts(outcome_of(rig, shipped, "--runtime", "inline")) == verdicts(nodes)
+
+
+def test_its_link_is_cut_and_mended(rig: Rig) -> None:
+    """Live: its vCPU waits, and goes on where it was; a guest beside the hypervisor is not concerned."""
+    rig.program(PEERS)
+    given = {"to": "right", "directory": str(rig.runtime)}
+    senders = guest("away", "mine:counts", "far", **given) + guest("beside", "mine:counts", **given)
+    start(rig, two(senders + guest("right", "mine:takes")))
+
+    def impair(*faults: str) -> None:
+        done = rig.run("impair", "hv0", "away", *faults)
+        assert done.returncode == 0, done.stderr
+
+    def goes_on(name: str) -> None:
+        before = rig.sent(name)
+        wait_until(lambda: rig.sent(name) > before + 3, WITHIN)
+
+    for name in ("away", "beside"):
+        goes_on(name)
+    impair("--partition")
+    time.sleep(0.2)
+    before = rig.sent("away")
+    time.sleep(1)
+    assert rig.sent("away") == before
+    goes_on("beside")
+    impair("--delay", "300ms")
+    goes_on("away")
+    before = rig.sent("away")
+    time.sleep(1)
+    assert rig.sent("away") <= before + 2, "each message takes a round trip"
+    impair()
+    goes_on("away")
+    assert {line.partition(" ")[2] for line in rig.seen("away")} <= {"ok", "Connection refused"}
+    assert rig.seen("away")[-1].endswith(" ok")
+    for other in ("beside", "nobody"):
+        assert rig.run("impair", "hv0", other, "--delay", "1ms").returncode == 2
     assert rig.run("down").returncode == 0
     rig.wait_for_nothing()
