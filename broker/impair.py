@@ -40,6 +40,13 @@ OVERHEAD: Final = 128
 MAX_FLOWS: Final = 1024
 
 
+def earliest(a: int | None, b: int | None) -> int | None:
+    """The earlier of two times; None: there is none."""
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a, b)
+
+
 class Impairment(NamedTuple):
     """What is wrong with a link, in each direction.  The fields are the array of an `impair` record, in order.
 

@@ -20,7 +20,7 @@ from broker.fields import Record, RecordError
 from broker.frames import Buffer, Frame, FrameError, FrameKind, Lane, Parts, Reason
 from broker.handlers import HANDLERS
 from broker.hello import judge_words
-from broker.impair import Impairment
+from broker.impair import Impairment, earliest
 from broker.lifecycle import SHOWN, Node, State, Stimulus
 from broker.mirrored import MIRROR, MirrorLines
 from broker.operations import RELEASE_NS
@@ -138,8 +138,7 @@ class RouterCore:
 
     def next_deadline(self) -> int | None:
         """When :meth:`on_time` is due; None: not before something else happens."""
-        times = self.switch.next_deadline(), self.mirrored.next_deadline()
-        return min((at for at in times if at is not None), default=None)
+        return earliest(self.switch.next_deadline(), self.mirrored.next_deadline())
 
     def flush(self) -> None:
         """Send what is ready.  What a peer's transport does not take now stays queued for the next flush."""

@@ -23,10 +23,11 @@ from broker.binding import Binding, Judge, Verdict
 from broker.envelope import Envelope, EnvelopeKind, Use, result_of
 from broker.frames import MAX_FRAME, MAX_RECORDS, Buffer, Lane, Packed
 from broker.hub import Hub
-from broker.impair import Impairment, Lines
-from broker.lifecycle import Node, State
+from broker.impair import Impairment, Lines, earliest
+from broker.lifecycle import Node
 from broker.operations import RELEASE_NS, Operation, Operations
 from broker.outbox import Held, Outbox, mark_of
+from broker.peers import Peers
 from broker.records import Outgoing, Rejoin
 from broker.refusals import Refusal
 from hmx.errno import Errno
@@ -70,6 +71,7 @@ class Switch:
         self.lines: Lines[Held] = Lines(chance, self.judge.hosts)
         self.operations = Operations()
         self.now_ns = 0
+        self.peers = Peers(hub, self.judge, self.lines)
         self._hub = hub
         self._release_ns = release_ns
         self._outboxes: dict[str, Outbox] = {}
@@ -121,7 +123,7 @@ class Switch:
             operation.waiters += 1
             self._hub.counters["repeats"] += 1
             return
-        target = self._target(node, name)
+        target = self.peers.target(node, name)
         if target is None or request.hops_left == 0:
             self._cannot_go(node, request, operation)
             return
@@ -187,9 +189,9 @@ class Switch:
                 self._release(done, Errno.EIO)
         everybody = signal.dst == EVERYBODY and signal.kind == EnvelopeKind.ENDPOINT_DIED
         if everybody:
-            targets = [other for other in self._joined_now() if other is not node]
+            targets = [other for other in self.peers.present() if other is not node]
         else:
-            target = self._target(node, name)
+            target = self.peers.target(node, name)
             targets = [] if target is None else [target]
         if signal.hops_left == 0 or not (targets or everybody or name in self._hub.nodes):
             self._hub.report(node, Refusal.NO_ROUTE, f"envelope to {codec.show(signal.dst)}")
@@ -285,8 +287,8 @@ class Switch:
         self._hub.counters["signals_dropped"] += dropped + 1
         node = self._hub.nodes.get(source)
         if node is not None:
-            self._say_of(node, target, "down")
-            self._say_of(node, target, "up")
+            self.peers.tell(node, target, "down")
+            self.peers.tell(node, target, "up")
 
     def _lose(self, held: Held) -> None:
         """A copy vanished on its way."""
@@ -319,25 +321,10 @@ class Switch:
 
     # ---- who is there ------------------------------------------------------------------------------------
 
-    def joined(self, node: Node) -> bool:
-        """Whether `node` is a hypervisor right below the fabric."""
-        return self.judge.joined_by_fabric(node.name, node.kind)
-
-    def _joined_now(self) -> list[Node]:
-        return [node for node in self._hub.nodes.values() if node.live and self.joined(node)]
-
-    def _target(self, sender: Node, name: str) -> Node | None:
-        target = self._hub.nodes.get(name)
-        return target if target is not None and target is not sender and target.live and self.joined(target) else None
-
     def on_joined(self, node: Node) -> None:
         """A node has a new session: it learns of the others, and they of it."""
-        if not self.joined(node):
-            return
-        for other in self._hub.nodes.values():
-            if other is not node and self.joined(other):
-                self._say_of(node, other, self._state(node, other))
-        self._tell_others(node)
+        if self.peers.holds(node):
+            self.peers.introduce(node)
 
     def on_left(self, node: Node, for_good: bool = True) -> None:
         """A node's session is over; it may have a new one at once (`for_good` False)."""
@@ -353,8 +340,8 @@ class Switch:
             if operation.target == node.name:
                 operation.inside = 0
             self.operations.settle(operation, self.now_ns)
-        if self.joined(node):
-            self._tell_others(node, "down" if not for_good else None)
+        if self.peers.holds(node):
+            self.peers.tell_others(node, "down" if not for_good else None)
 
     def _lose_unhanded(self, gone: Sequence[Held]) -> None:
         """What never reached a node that is gone did not run."""
@@ -366,28 +353,14 @@ class Switch:
 
     def on_died(self, node: Node) -> None:
         """What was lost is now known to have ended."""
-        if self.joined(node):
-            self._tell_others(node)
-
-    def _tell_others(self, node: Node, state: str | None = None) -> None:
-        for other in self._joined_now():
-            if other is not node:
-                self._say_of(other, node, state or self._state(other, node))
-
-    def _say_of(self, listener: Node, node: Node, state: str) -> None:
-        """Tell a node of another, and of which process: a life that ended unseen is over all the same."""
-        self._hub.say(listener, ["peer", node.name, state, self._hub.epoch, node.pid])
-
-    def _state(self, listener: Node, node: Node) -> str:
-        if node.state is State.EXITED:
-            return "dead"
-        return "up" if node.live and not self.lines.of(listener.name, node.name).cut else "down"
+        if self.peers.holds(node):
+            self.peers.tell_others(node)
 
     # ---- links and time ----------------------------------------------------------------------------------
 
     def impair(self, a: str, b: str, impairment: Impairment) -> None:
         """From now on the link between two nodes or two hosts is like that; its ends hear when it breaks or heals."""
-        joined = self._joined_now()
+        joined = self.peers.present()
         pairs = [(x, y) for at, x in enumerate(joined) for y in joined[at + 1 :]]
         before = [self.lines.of(x.name, y.name).cut for x, y in pairs]
         self.lines.set(a, b, impairment)
@@ -399,7 +372,7 @@ class Switch:
                 self._vanish(x.name, y.name)
                 self._vanish(y.name, x.name)
             for listener, about in ((x, y), (y, x)):
-                self._say_of(listener, about, self._state(listener, about))
+                self.peers.tell(listener, about)
 
     def _vanish(self, source: str, target: str) -> None:
         outbox = self._outboxes.get(target)
@@ -411,7 +384,7 @@ class Switch:
     def linkable(self, name: str) -> bool:
         """Whether an impairment may name `name`: a hypervisor below the fabric, a guest or a host of the plan."""
         node = self._hub.nodes.get(name)
-        return self.judge.planned(name) or (node is not None and self.joined(node))
+        return self.judge.planned(name) or (node is not None and self.peers.holds(node))
 
     def on_time(self, now_ns: int) -> None:
         """Time passed: what was under way arrives, what was lost long ago is given up."""
@@ -429,5 +402,4 @@ class Switch:
     def next_deadline(self) -> int | None:
         """When :meth:`on_time` has something to do; None: not by itself."""
         oldest = self.operations.oldest_ns
-        times = [self.lines.next_deadline(), None if oldest is None else oldest + self._release_ns]
-        return min((at for at in times if at is not None), default=None)
+        return earliest(self.lines.next_deadline(), None if oldest is None else oldest + self._release_ns)
