@@ -33,6 +33,7 @@ groups: {edge: {}}
 REFERENCES = (
     ("hypervisors: {hv0: {parent: @}}", "hv0", "hypervisor", "hv0"),
     ("hypervisors: {hv0: {host: @}}\nhosts: {lab1: {}}", "lab1", "host", "lab1"),
+    ("guests: {app: {host: @, on: hv0}}\nhosts: {lab1: {}}\nhypervisors: {hv0: }", "lab1", "host", "lab1"),
     ("guests: {app: {on: @}}\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
     ("defaults: {on: @}\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
     ("kinds: {k: {on: @}}\nhypervisors: {hv0: }", "hv0", "hypervisor", "hv0"),
@@ -64,6 +65,18 @@ def test_every_reference_is_looked_up(text: str, name: str, noun: str, valid: st
     found = [diagnostic for _, diagnostic in references(tree(text.replace("@", "zz9")))]
     assert [one.message for one in found] == [f"'zz9' is no {noun} here"]
     assert ", ".join(found[0].valid) == valid
+
+
+@pytest.mark.parametrize(("text", "noun"), [(text, noun) for text, _, noun, _ in REFERENCES])
+def test_who_may_be_named_by_a_guests_name(text: str, noun: str) -> None:
+    """The guest of a check, and the end of a link: guests on other hosts have one to their hypervisors (fabric.md)."""
+    guest = "zz9: {on: hv0}"
+    text = text.replace("guests: {", f"guests: {{{guest}, ") if "guests: {" in text else f"{text}\nguests: {{{guest}}}"
+    if "hypervisors:" not in text:
+        text += "\nhypervisors: {hv0: }"
+    where = text.partition(":")[0]  # what stands in `defaults` is said of whoever it falls to as well
+    found = [said.message for location, said in references(tree(text.replace("@", "zz9"))) if location[0] == where]
+    assert found == ([] if noun == "guest" or where == "links" else [f"'zz9' is no {noun} here"])
 
 
 @pytest.mark.parametrize("name", ["broker", "agent"])
