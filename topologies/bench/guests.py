@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 
 from guest_node.kernel.window import SendWindow
 from hmx.argo.abi import Address, NotifyFlag
-from topologies.bench.inbox import MESSAGE_TYPE, PAUSES, PORT, Inbox, Meter, await_peer, copy_out, identity
+from topologies.bench.inbox import (
+    MESSAGE_TYPE,
+    PAUSES,
+    PORT,
+    Inbox,
+    Meter,
+    await_peer,
+    copy_out,
+    identity,
+    spread,
+)
 from topologies.bench.ledger import DIRECT, DISTINCT, STAMP, Ledger, bodies, body, stamp
 
 if TYPE_CHECKING:
@@ -129,7 +139,8 @@ async def send_sync(guest: Guest) -> None:
             await asyncio.sleep(0.001)
         if index >= warm:
             samples.append(ended - began)
-    guest.result(**meter.read(), timed=count - warm, eagain=eagain, frames=count + eagain, samples_ns=samples)
+    told = spread(samples)
+    guest.result(**meter.read(), timed=count - warm, eagain=eagain, frames=count + eagain, samples_ns=told)
 
 
 async def _send(inbox: Inbox, to: Address, message: bytes | bytearray) -> int:
@@ -166,7 +177,8 @@ async def _round_trips(guest: Guest, measure: Callable[[int, int, bytes], int]) 
         await inbox.freed(len(answer.payload) + 32, 0)
         if index >= warm:
             samples.append(measure(began, ended, answer.payload))
-    guest.result(**meter.read(), timed=count - warm, eagain=eagain, frames=count + eagain, samples_ns=samples)
+    told = spread(samples)
+    guest.result(**meter.read(), timed=count - warm, eagain=eagain, frames=count + eagain, samples_ns=told)
 
 
 async def send_and_ask(guest: Guest) -> None:
