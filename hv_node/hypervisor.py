@@ -59,6 +59,8 @@ _CALL_LINKED: Final = _LINK << 16
 _NO_KIND: Final = 0xFFFF
 _CALL_REGS: Final = 9
 _ARGO_OP: Final = int(Hypercall.ARGO_OP)
+_unpack_call: Final = CALL.unpack_from
+_pack_result: Final = RESULT.pack_into
 _SENDV: Final = int(Op.SENDV)
 _NOTIFY: Final = int(Op.NOTIFY)
 
@@ -258,44 +260,43 @@ class Hypervisor(Pending, Signals):
         if not count or vcpu.blocked is not None:
             return steps
         count = min(count, area.room() - vcpu.deferred, budget)
-        taken, answered = 0, area.cq_tail
+        taken, answered, hidden = 0, area.cq_tail, False
         while taken < count and vcpu.blocked is None:
             quick = self._run_calls(vcpu, min(count - taken, SHOWN))
             taken += quick
-            if quick:
-                area.publish()
-            else:
+            hidden = not quick
+            if hidden:
                 head, regs = area.take()
                 taken += 1
                 self._step(vcpu, head, regs)
-        if taken:
+        if hidden:
             area.publish()
-            if area.cq_tail != answered and area.guest_sleeps():  # else it waits for what is pending: it is rung then
-                self.bells[vcpu] = None
+        if area.cq_tail != answered and area.guest_sleeps():  # else it waits for what is pending: it is rung then
+            self.bells[vcpu] = None
         return taken + steps
 
     def _run_calls(self, vcpu: Vcpu, count: int) -> int:
         """The one path that matters: Argo calls by 64-bit VMCALL in which nothing is out of the ordinary.
 
-        What `_step` does with such a frame, in one loop and with one look at each frame.  Stops before the first
-        frame that is anything else, or that a failure before it cancels.  Returns how many frames were executed.
+        What `_step` does with such a frame, in one loop and with one look at each frame, and shows the answers.  Stops
+        before the first frame that is anything else, or that a failure before it cancels.  Returns how many frames were
+        executed.
         """
         if vcpu.deferred:
             return 0  # answers to ASYNC frames come in between
         area, domain, op = vcpu.area, vcpu.hvm.domain, self.argo.op
-        buffer, unpack, pack = area.buffer, CALL.unpack_from, RESULT.pack_into
+        buffer, alone = area.buffer, self._quick_kind
         head, tail, chain = area.sq_head, area.cq_tail, vcpu.chain
-        alone, linked = self._quick_kind, self._quick_kind | _CALL_LINKED
         done = messages = copied = 0
         self._merging = True
         while done < count:
-            seq, what, shape, _, ctx, number, _, _, a2, a1, cmd, a4, _, a3 = unpack(
+            seq, what, shape, _, ctx, number, _, _, a2, a1, cmd, a4, _, a3 = _unpack_call(
                 buffer, SQ_OFFSET + head % SQ_ENTRIES * FRAME_SIZE
             )
             if number != _ARGO_OP or shape != _CALL_REGS:
                 break
             cmd &= _M32
-            if (what != alone and (what != linked or not chain)) or (cmd != _SENDV and cmd != _NOTIFY):
+            if (what != alone and (what != alone | _CALL_LINKED or not chain)) or (cmd != _SENDV and cmd != _NOTIFY):
                 break
             done += 1
             head = (head + 1) & _M32
@@ -311,11 +312,12 @@ class Hypervisor(Pending, Signals):
             else:
                 chain = False
                 ret &= _M32 if cmd == _SENDV and ret in ZERO_EXTENDED else _M64
-            pack(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
+            _pack_result(buffer, CQ_OFFSET + tail % CQ_ENTRIES * FRAME_SIZE, seq, _DONE, 0, 0, 1, 0, ret)
             tail = (tail + 1) & _M32
         self.end_run()
         if done:
             area.sq_head, area.cq_tail, vcpu.chain = head, tail, chain
+            area.publish()
             counters = vcpu.hvm.counters
             counters.exits += done
             counters.hypercalls += done

@@ -79,7 +79,8 @@ class Signals:
     def end_run(self) -> None:
         """A run of calls is over: nobody may wait for what it announced."""
         self._merging, self._announced = False, None
-        self._announce_owed()
+        if self._owed is not None:
+            self._announce_owed()
 
     def _announce_owed(self) -> None:
         owed = self._owed
