@@ -188,6 +188,10 @@ class NeverDrains(WriteBackCache):
         return None
 
 
+BREAKS = 8
+"""Every so many writes goes wrong: of a few hundred, so many that some are seen before they are written over."""
+
+
 class DropsAWrite(WriteBackCache):
     """Now and then."""
 
@@ -195,7 +199,7 @@ class DropsAWrite(WriteBackCache):
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         self.count += 1
-        if self.count % 50:
+        if self.count % BREAKS:
             super().pwrite(offset, data)
 
 
@@ -207,7 +211,7 @@ class WritesASectorWrong(WriteBackCache):
     def pwrite(self, offset: int, data: Buffer) -> None:
         self.count += 1
         wrong = bytearray(data)
-        wrong[-1] ^= self.count % 50 == 0
+        wrong[-1] ^= self.count % BREAKS == 0
         super().pwrite(offset, wrong)
 
 
