@@ -19,6 +19,7 @@ from guest_node.platform import Platform
 from hmx.trap import Completion, FrameFlag, completion
 from hmx.vcpu_area import SQ_ENTRIES, GuestSide
 
+LOOKS: Final = 10  # at the answer, a yield between two: longer than a call takes whose hypervisor is on another CPU
 YIELDS: Final = 4  # times to yield before waiting for the bell; measured to remove nearly all wake-ups
 LATE: Final = 4  # late answers in a row after which the bell is not waited for: what is asked goes to another host
 LOOK_AGAIN: Final = 16  # but for one trap in so many
@@ -163,7 +164,7 @@ class Vcpu(Interruptible):
 
     def _spin_for(self, seq: int) -> tuple[int, ...] | None:
         """Look for a completion, politely, for a short while.  None: it takes longer."""
-        for _ in range(YIELDS + 1):
+        for _ in range(LOOKS):
             self._collect()
             done = self._done.pop(seq, None)
             if done is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 0.5
 YIELDS: Final = 4  # empty turns before a vCPU is put to sleep
+AFTER_ONE: Final = 8  # the same after a single frame: a guest that calls one by one is at its next call by then
 POLL_EVERY: Final = 8  # busy turns between two looks at the descriptors, fewer when they are long
 LOOK_NS: Final = 5_000_000  # how exactly levels keep time: theirs are times of half a second and more
 SLICE_NS: Final = 500_000  # what a vCPU's turn should not exceed: whose frames are costly has fewer of them in it
@@ -95,17 +96,18 @@ class Turns:
         """Serve until told to stop."""
         next_beat = 0.0
         empty = busy = 0
+        patience = YIELDS
         if self.ascent is not None:
             self.ascent.start()
         while not self._stopping:
-            if self._turn():
-                empty = 0
+            if done := self._turn():
+                empty, patience = 0, AFTER_ONE if done == 1 else YIELDS
                 busy += 1
                 idle = self._fabric is not None and self._idle()
                 if busy % POLL_EVERY and self._deaf_ns < SLICE_NS and not idle:
                     continue
                 timeout = self._wait_for(next_beat) if idle else 0.0
-            elif self._active and empty < YIELDS and (self._fabric is None or self._held_ns is not None):
+            elif self._active and empty < patience and (self._fabric is None or self._held_ns is not None):
                 empty += 1  # else who yields does not hear the link
                 os.sched_yield()
                 continue
