@@ -193,3 +193,22 @@ class CoreLab:
 
     def shown(self, name: str) -> str:
         return self.core.nodes[name].record[3]
+
+
+def rets(peer: Peer) -> list[tuple[int, int, bool]]:
+    """Results that a peer got: seq, ret, whether the broker itself said so."""
+    got = [envelope for envelope, _ in peer.envelopes()]
+    assert all(envelope.kind == EnvelopeKind.RESULT for envelope in got)
+    return [(envelope.origin_seq, envelope.ret, envelope.src_path == ("", "broker")) for envelope in got]
+
+
+def rooms(lab: CoreLab, peer: Peer, name: str) -> tuple[int, int]:
+    """Requests without their result, as the node and as the broker count them."""
+    return peer.session.lane(Lane.REQUEST).outstanding, lab.core.nodes[name].session.lane(Lane.REQUEST).owed
+
+
+def outstanding(lab: CoreLab, name: str, count: int) -> None:
+    """Let the broker believe that so many of its requests to a node are unanswered."""
+    node = lab.core.nodes[name]
+    node.session.lane(Lane.REQUEST).outstanding = count
+    lab.core.touch(node)

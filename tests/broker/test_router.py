@@ -25,11 +25,6 @@ from tests.broker.test_envelope import values
 CONTROL, REQUEST, EVENT = Lane
 
 
-@pytest.fixture
-def lab() -> CoreLab:
-    return CoreLab()
-
-
 def records_of(peer: Peer, name: str) -> list[list[Any]]:
     return [record for record in peer.heard() if record[0] == name]
 

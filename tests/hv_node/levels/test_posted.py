@@ -20,7 +20,7 @@ from hv_node.levels.remote import (
     unpack_failures,
 )
 from tests.doubles.levels import Lab, Node
-from tests.hv_node.levels.test_level import AGAIN, PORT, REFUSED, SECOND, A, X, Y, consume, notify, send, two, tx
+from tests.doubles.two_levels import AGAIN, PORT, REFUSED, SECOND, A, X, Y, consume, notify, send, two, tx
 
 NOWHERE = 9  # a port without a ring
 
