@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from broker.keys import ClientCurve
+
+BEHIND_IOMMU: Final = "dma-iommu"
+"""The access of a device that reaches its guest's memory through the guest's virtio-iommu (experimental)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from guest_node.config import DeviceConfig
+from guest_node.config import BEHIND_IOMMU, DeviceConfig
 from guest_node.virtio.frontend import Transport
 from hmx.argo.abi import DOMID_ANY, Address
 from hmx.errno import Errno
@@ -71,11 +71,16 @@ async def _open_window(guest: Guest, device: DeviceConfig) -> OpenDevice:
     kernel = guest.kernel
     if kernel is None:
         raise OSError(Errno.ENOSYS, "this guest has no kernel that could map registers")
-    grants = None
+    grants = arena = None
     if device.access.startswith("grant"):
         grants = guest.grants = guest.grants or GrantTable(XenCalls(kernel))
+    elif device.access == BEHIND_IOMMU:
+        from guest_node.virtio.guarded import Guarded
+
+        guest.guarded = guest.guarded or Guarded(kernel)
+        arena = await guest.guarded.arena(device.window)
     window = windows(kernel.probe.arch)[device.window]
-    return await open_mmio(kernel, window, grants=grants, backend=device.backend)
+    return await open_mmio(kernel, window, grants=grants, backend=device.backend, arena=arena)
 
 
 OPENERS: Final[dict[str, Callable[[Guest, DeviceConfig], Awaitable[OpenDevice]]]] = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from guest_node.devices import OpenDevice
     from guest_node.kernel.boot import Kernel
     from guest_node.virtio.grant_table import GrantTable
+    from guest_node.virtio.guarded import Guarded
 
 RESULTS_MOST: Final = 48 * 1024
 """Bytes of JSON.  A report is one record in one frame of the broker's (64 KiB), and the guest's counters are in it."""
@@ -87,6 +88,7 @@ class Guest:
         self.devices = devices  # as the topology has them
         self.fronts = fronts  # devices of others whose device model it is
         self.grants: GrantTable | None = None  # of which there is one, made when it is needed
+        self.guarded: Guarded | None = None  # likewise
         self.kernel = kernel  # for drivers that access memory and registers themselves; a test may have none
         self._opened: list[OpenDevice] = []
         self.results: dict[str, Any] = {}

@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
+from guest_node.config import BEHIND_IOMMU
 from hmx.ioreq import windows
 from hmx.services import SERVICES, ServiceError, port_of, service, service_of
 from hmx.trap import Arch
 from topologies.deviceplan import MMIO
-from topologies.devices import MAX_INSTANCE, MAX_QUEUES, DeviceType, device_type
+from topologies.devices import DEFAULT_ACCESS, MAX_INSTANCE, MAX_QUEUES, PAST_IOMMU, DeviceType, device_type
 from topologies.diagnose import Diagnostic, at, show
 from topologies.levels import FORWARD, MAX_DEPTH, STEAL, UP
 from topologies.machines import DEFAULT_ARCH, DEFAULT_PERSONALITY, personality_of
@@ -172,8 +173,15 @@ def _beside(panel: Panel, name: str, asked: Asked, before: int) -> Iterator[Foun
         words = f"{MMIO} needs a Xen that serves its guests itself: {show(guest.text('on') or '')} is none"
         yield place, at(mark, place, words, hint="personality: xen, or transport: virtio-argo")
         return
-    if before >= WINDOW_COUNT:
-        yield place, at(mark, place, f"a guest has {WINDOW_COUNT} register windows for {MMIO}")
+    guarded = _has_iommu(guest)
+    if before >= WINDOW_COUNT - guarded:
+        words = f"a guest has {WINDOW_COUNT} register windows for {MMIO}"
+        yield place, at(mark, place, words + ", of which its virtio-iommu takes one" * guarded)
+    way = asked.node.text("access") or DEFAULT_ACCESS
+    if guarded and way not in PAST_IOMMU:
+        place = (*asked.location, "access")
+        words = f"{show(way)} does not reach a guest with a virtio-iommu, as another device of {show(name)} wants it"
+        yield place, at(key_mark(asked.node, ("access",)), place, words, hint=f"access: {BEHIND_IOMMU}")
     if found is None:
         yield asked.location, _leads_nowhere(panel, name, asked, name, asked.port)
         return
@@ -195,6 +203,12 @@ def _beside(panel: Panel, name: str, asked: Asked, before: int) -> Iterator[Foun
     other = line.get("port")
     port = other.value if other is not None and type(other.value) is int else asked.port
     yield from _served((*location, "to"), line, panel.guests[to], asked, port)
+
+
+def _has_iommu(guest: Node) -> bool:
+    listed = guest.get("devices")
+    rows = () if listed is None else listed.items()
+    return any(row.text("transport") == MMIO and row.text("access") == BEHIND_IOMMU for row in rows)
 
 
 def _leads_nowhere(panel: Panel, name: str, asked: Asked, holder: str, port: int) -> Diagnostic:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from guest_node.config import DeviceConfig, FrontConfig
+from guest_node.config import BEHIND_IOMMU, DeviceConfig, FrontConfig
 from hmx.services import port_of
 from topologies.devices import Device
 from topologies.schema import Guest, Topology
@@ -58,6 +58,15 @@ def device_models(topology: Topology, hypervisor: str) -> tuple[tuple[str, str],
     """(device model, target) names of the guests of `hypervisor`, each pair once."""
     pairs = {(each.server, each.guest): None for each in _all(topology) if topology.guests[each.guest].on == hypervisor}
     return tuple(pairs)
+
+
+def iommus(topology: Topology, hypervisor: str) -> tuple[str, ...]:
+    """The guests of `hypervisor` that have a virtio-iommu: those with a device behind one."""
+    return tuple(
+        name
+        for name, keys in topology.guests.items()
+        if keys.on == hypervisor and any(row.transport == MMIO and row.access == BEHIND_IOMMU for row in keys.devices)
+    )
 
 
 def _fields(config: DeviceConfig) -> tuple[str, str, int, int, str, str, int]:

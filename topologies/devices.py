@@ -15,7 +15,10 @@ from topologies.scalars import Keys, Name
 DeviceName = Literal["blk", "net", "console", "rng", "vsock"]
 TransportName = Literal["virtio-argo", "virtio-mmio"]
 Variant = Literal["inline", "mirror"]
-Access = Literal["foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings"]
+Access = Literal["foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings", "dma-iommu"]
+DEFAULT_ACCESS: Final = "foreign"
+PAST_IOMMU: Final = ("grant-map", "grant-copy", "dma-iommu")
+"""What reaches a guest that has a virtio-iommu: its grants are its own doing; nobody maps it, or names its pages."""
 
 
 class DeviceType(NamedTuple):
@@ -60,7 +63,7 @@ class Device(Keys):
         description="How virtio-argo moves data: inline puts descriptors and data into one message, mirror into two.",
     )
     access: Access = Field(
-        default="foreign",
+        default=DEFAULT_ACCESS,
         description="How the back end of virtio-mmio reaches this guest's memory.",
     )
     queues: int = Field(default=1, ge=1, le=MAX_QUEUES, description="Queues of requests that the front end uses (blk).")

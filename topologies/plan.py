@@ -163,6 +163,7 @@ def plan(
             remotes=levels.remotes(topology, hypervisor),
             slots=levels.slots(topology, hypervisor),
             device_models=deviceplan.device_models(topology, hypervisor),
+            iommus=deviceplan.iommus(topology, hypervisor),
             policy=levels.policy(topology.policy) if keys.argo.mode == levels.OWN else None,
         )
         for index, (hypervisor, keys) in enumerate(topology.hypervisors.items())

@@ -28,20 +28,23 @@ from hmx.virtio.features import Feature, feature_set
 
 
 class Way(NamedTuple):
-    """How a guest's memory is reached: by what, and whether its addresses are grants."""
+    """How a guest's memory is reached: by what, made of (our calls, target, window), and whether the addresses that it
+    gives are the platform's, grants or those of an IOMMU, instead of its own.
+    """
 
     name: str
-    make: Callable[[XenCalls, int], RemoteMemory]
-    granted: bool
+    make: Callable[[XenCalls, int, int], RemoteMemory]
+    platform: bool
 
 
 WAYS: Final = (
-    Way("foreign", lambda xen, target: ForeignAccess(xen, target), False),
-    Way("foreign-kept", lambda xen, target: ForeignAccess(xen, target, keep=True), False),
-    Way("grant-map", lambda xen, target: GrantMapAccess(xen, target), True),
-    Way("grant-copy", lambda xen, target: GrantCopyAccess(xen, target), True),
-    Way("dma", lambda xen, target: DmaAccess(xen, target), False),
-    Way("dma-rings", lambda xen, target: DmaAccess(xen, target, ForeignAccess(xen, target)), False),
+    Way("foreign", lambda xen, target, _: ForeignAccess(xen, target), False),
+    Way("foreign-kept", lambda xen, target, _: ForeignAccess(xen, target, keep=True), False),
+    Way("grant-map", lambda xen, target, _: GrantMapAccess(xen, target), True),
+    Way("grant-copy", lambda xen, target, _: GrantCopyAccess(xen, target), True),
+    Way("dma", lambda xen, target, _: DmaAccess(xen, target), False),
+    Way("dma-rings", lambda xen, target, _: DmaAccess(xen, target, ForeignAccess(xen, target)), False),
+    Way("dma-iommu", lambda xen, target, window: DmaAccess(xen, target, endpoint=window), True),
 )
 
 
@@ -137,8 +140,8 @@ class Windows:
         front = Served(config.domid, config.port)
         self.served.append(front)
         model = Watched(make_model(front), lambda: left(front, "bye"))
-        features = OFFERED | (feature_set(Feature.ACCESS_PLATFORM) if way.granted else 0)
-        access = way.make(server.xen, config.domid)
+        features = OFFERED | (feature_set(Feature.ACCESS_PLATFORM) if way.platform else 0)
+        access = way.make(server.xen, config.domid, config.window)
         device = MmioDevice(model, access, server.line(window), lambda: server.soon(device), features)
         server.add(window.base, window.base + WINDOW_SIZE - 1, device)
         self._devices.append(device)

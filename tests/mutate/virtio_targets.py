@@ -87,6 +87,7 @@ VIRTIO: Final = (
     Target("topologies.devices", "TYPES", ("tests/topologies/test_schema.py", "tests/topologies/test_devicecheck.py")),
     Target("guest_node.devices", "NOT_YET", ("tests/guest_node/test_devices.py",)),
     Target("guest_node.devices", "OPENERS", ("tests/topologies/inline/test_devices.py",)),
+    Target("topologies.devices", "PAST_IOMMU", ("tests/topologies/test_devicecheck.py",)),
     Target("guest_node.programs.back_mmio", "WAYS", ("tests/topologies/compare/test_compare.py",)),
     Target("hmx.ioreq", "DMOPS", _IOREQ, words=("source",)),
     Target("hmx.ioreq", "WINDOWS", _IOREQ, words=("source",)),

@@ -150,3 +150,38 @@ guests:
 destinations: [{{from: app, service: storage, to: {to}}}]
 """
     assert [one.message for _, one in devices(tree(text))] == ([f"virtio-mmio {said}"] if said else [])
+
+
+PAST = "does not reach a guest with a virtio-iommu, as another device of 'app' wants it"
+EIGHT = "a guest has 8 register windows for virtio-mmio"
+IOMMU = (
+    ("dma-iommu", (), ""),
+    ("dma-iommu", ("dma-iommu", "grant-map", "grant-copy"), ""),
+    ("dma-iommu", ("foreign",), f"'foreign' {PAST}"),
+    ("dma-iommu", ("foreign-kept",), f"'foreign-kept' {PAST}"),
+    ("dma-iommu", ("",), f"'foreign' {PAST}"),
+    ("dma-iommu", ("dma",), f"'dma' {PAST}"),
+    ("dma-rings", ("dma-iommu",), f"'dma-rings' {PAST}"),
+    ("dma-iommu", ("dma-iommu",) * 6, ""),
+    ("dma-iommu", ("grant-map",) * 7, f"{EIGHT}, of which its virtio-iommu takes one"),
+    ("grant-map", ("grant-map",) * 7, ""),
+    ("dma", ("foreign",) * 8, EIGHT),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "others", "said"), IOMMU)
+def test_what_is_said_of_a_guest_with_an_iommu(first: str, others: tuple[str, ...], said: str) -> None:
+    """docs/ioreq.md: it has one as soon as a device is behind one, at its last window; nothing goes around it."""
+    ways = ", ".join(
+        f"{{type: blk, transport: virtio-mmio, instance: {at}{f', access: {way}' if way else ''}}}"
+        for at, way in enumerate((first, *others))
+    )
+    lines = ", ".join(f"{{from: app, service: storage, instance: {at}, to: disk}}" for at in range(len(others) + 1))
+    text = f"""
+hypervisors: {{hv0: }}
+guests:
+  disk: {{on: hv0, program: "m:f"}}
+  app: {{on: hv0, program: "m:f", devices: [{ways}, {{type: rng}}]}}
+destinations: [{lines}, {{from: app, service: rng, to: disk}}]
+"""
+    assert [one.message for _, one in devices(tree(text))] == ([said] if said else [])

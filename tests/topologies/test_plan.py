@@ -174,7 +174,26 @@ destinations:
     assert other.fronts == (FrontConfig("app", 3, "blk", 0xD0000, 1, "dma"),)
     assert app.fronts == ()
     assert [row.device_models for row in made.hypervisors] == [(("model", "app"), ("other", "app")), ()]
+    assert [row.iommus for row in made.hypervisors] == [(), ()]
     assert Plan.from_json(made.to_json()) == made
+
+
+def test_a_device_behind_an_iommu() -> None:
+    """docs/ioreq.md: its guest has a virtio-iommu, and no other has; a device over Argo needs none."""
+    text = """
+name: iommu
+hypervisors: {hv0: , hv1: }
+guests:
+  model: {on: hv0, program: "m:f"}
+  app: {on: hv0, program: "m:f", devices: [{type: rng, transport: virtio-mmio, access: dma-iommu}]}
+  argo: {on: hv0, program: "m:f", devices: [{type: rng, access: dma-iommu}]}
+  far: {on: hv1, program: "m:f"}
+destinations:
+  - {from: app, service: rng, to: model}
+  - {from: argo, service: rng, to: model}
+"""
+    made = plan(loads(text), PLACES)
+    assert [row.iommus for row in made.hypervisors] == [("app",), ()]
 
 
 def test_checks_and_order() -> None:

@@ -97,7 +97,7 @@ def test_devices() -> None:
     assert literals_at((*device, "transport")) == ("virtio-argo", "virtio-mmio")
     assert literals_at((*device, "variant")) == ("inline", "mirror")
     assert literals_at((*device, "access")) == (
-        "foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings",
+        "foreign", "foreign-kept", "grant-map", "grant-copy", "dma", "dma-rings", "dma-iommu",
     )
     asked = ("blk", "net", "console", "rng", "vsock")
     lines = "".join(f"  - {{from: app, service: {name}, to: b}}\n" for name in ("storage", *asked[1:]))

@@ -139,9 +139,9 @@ def test_the_historical_baseline_counts_its_messages() -> None:
     assert 4096 < found.copied_by_hypervisor < 4096 + 512
 
 
-def test_what_is_granted_is_reached_by_grants_only() -> None:
-    """devices.md 5.4: only then are the addresses that a driver puts into its rings grant references."""
-    assert [way.name for way in ACCESSES if way.granted] == ["grant-map", "grant-copy"]
+def test_addresses_are_the_platforms_behind_grants_and_an_iommu_only() -> None:
+    """devices.md 5.4: only then are those that a driver puts into its rings grant references; or an IOMMU's."""
+    assert [way.name for way in ACCESSES if way.platform] == ["grant-map", "grant-copy", "dma-iommu"]
     assert {way.name for way in ACCESSES} == set(get_args(Access))
 
 
