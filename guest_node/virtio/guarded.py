@@ -11,10 +11,12 @@ from typing import Final
 from guest_node.kernel.boot import Kernel
 from guest_node.virtio.iommu_front import Arena, IommuDriver
 from guest_node.virtio.mmio_front import open_mmio
+from hmx.errno import Errno
 from hmx.ioreq import windows
 
-SHARE: Final = 16  # of the guest's pages one in so many is a device's, queues and buffers together
-MOST: Final = 1024  # pages of an arena
+LEAST: Final = 128  # pages of an arena at least: a network device has 64 buffers out to receive into
+MOST: Final = 1024
+SHARE: Final = 16  # in between one page in so many of the guest's
 
 
 class Guarded:
@@ -27,14 +29,18 @@ class Guarded:
         self._turn = asyncio.Lock()  # two tasks that open devices start it once
 
     async def arena(self, window: int) -> Arena:
-        """The memory of the device at `window`, the same whenever that is opened.  Raises OSError, MemoryError."""
+        """The memory of the device at `window`, the same whenever that is opened.  Raises OSError."""
         async with self._turn:
             found = self._arenas.get(window)
             if found is None:
                 driver = self._driver or await self._start()
                 memory = self._kernel.memory
-                pages = min(memory.pages.frames // SHARE, MOST)
-                found = self._arenas[window] = await driver.arena(memory, window, pages)
+                pages = min(max(memory.pages.frames // SHARE, LEAST), MOST)
+                try:
+                    found = self._arenas[window] = await driver.arena(memory, window, pages)
+                except MemoryError as none:
+                    words = f"no arena for the device at window {window}, give this guest more memory: {none}"
+                    raise OSError(Errno.ENOMEM, words) from None
             return found
 
     async def _start(self) -> IommuDriver:

@@ -46,6 +46,8 @@ class Placement:
         self.memory = memory
         self.entries = entries
         self.stuck = 0  # pages that the back end still used when they were revoked: they are lost
+        self.under_way = 0  # chains of all queues
+        self._waiting: list[asyncio.Future[None]] = []  # for one of them to come back
         self._arena = arena
         self._grants = grants
         self._backend = backend
@@ -74,6 +76,20 @@ class Placement:
             self._arena.give_back(piece.frame, piece.pages)
         else:
             self.memory.pages.release(piece.frame, piece.pages)
+
+    def room(self) -> asyncio.Future[None]:
+        """Done when a chain of any queue has come back: they share the pages."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        return waiter
+
+    def came_back(self) -> None:
+        """A chain has."""
+        self.under_way -= 1
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class _Chain:
@@ -116,7 +132,9 @@ class MmioQueue:
         self._queue.want_interrupts(True)
 
     def submit(self, readable: Sequence[Buffer], writable: int) -> asyncio.Future[bytes]:
-        """One chain: a segment for each readable buffer, one for what the device writes."""
+        """One chain: a segment for each readable buffer, one for what the device writes.  OSError ENOMEM: no chain can
+        come back that would make room.
+        """
         if self._why is not None:
             raise DeviceBroken(self._why.errno, self._why.strerror)
         pieces: list[Piece] = []
@@ -145,10 +163,13 @@ class MmioQueue:
             for piece in pieces:
                 self._place.give_back(piece)
             if isinstance(error, MemoryError):
+                if not self._place.under_way:
+                    raise OSError(Errno.ENOMEM, f"a request finds no pages in this guest: {error}") from None
                 raise QueueFull("the guest has no pages left for buffers") from None
             raise
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._chains[token] = _Chain(future, pieces, answer, writable)
+        self._place.under_way += 1
         return future
 
     async def kick(self) -> None:
@@ -160,8 +181,8 @@ class MmioQueue:
         """Until a chain comes back."""
         if self._why is not None:
             raise DeviceBroken(self._why.errno, self._why.strerror)
-        waiter = asyncio.get_running_loop().create_future()
-        self._room.append(waiter)
+        waiter = self._place.room()
+        self._room = [*(waiting for waiting in self._room if not waiting.done()), waiter]
         await waiter
 
     def collect(self) -> None:
@@ -183,10 +204,7 @@ class MmioQueue:
             self._place.give_back(piece)
         if not chain.future.done():
             chain.future.set_result(data)
-        waiting, self._room = self._room, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._place.came_back()
 
     def end(self, why: DeviceBroken) -> None:
         """The queue is no more: who waits is told why, and its pages are given back."""
@@ -196,6 +214,7 @@ class MmioQueue:
         for chain in self._chains.values():
             for piece in chain.pieces:
                 self._place.give_back(piece)
+            self._place.came_back()
             if not chain.future.done():
                 chain.future.set_exception(DeviceBroken(why.errno, why.strerror))
                 chain.future.exception()  # whoever does not wait any more is not reminded of it
