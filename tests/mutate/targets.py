@@ -231,7 +231,15 @@ TARGETS: Final = (
     Target("hv_node.doors.nesting", "RULES", _NESTING, words=("source",)),
     Target("hv_node.doors.nesting", "EXTENSIONS", _NESTING, words=("source",)),
     Target("hv_node.doors.outer", "STATEFUL", _NESTING),
-    Target("hv_node.levels.far", "_NOTICES", ("tests/hv_node/levels/test_forgeries.py",)),
+    Target(
+        "hv_node.levels.far",
+        "_NOTICES",
+        (
+            "tests/hv_node/levels/test_level.py",
+            "tests/hv_node/levels/test_lives.py",
+            "tests/hv_node/levels/test_forgeries.py",
+        ),
+    ),
     Target("hv_node.levels.notices", "NOTICES", ("tests/hv_node/levels/test_notice_table.py",)),
     Target("hv_node.levels.slots", "REFUSALS", _SLOTS, words=("source",)),
     Target("hv_node.levels.delegation", "DELEGATE_REFUSALS", _SLOTS, words=("note",)),
