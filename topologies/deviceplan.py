@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from guest_node.config import BEHIND_IOMMU, DeviceConfig, FrontConfig
+from hmx.ioreq import windows
 from hmx.services import port_of
+from hmx.trap import Arch
 from topologies.devices import Device
 from topologies.schema import Guest, Topology
 
@@ -60,13 +62,23 @@ def device_models(topology: Topology, hypervisor: str) -> tuple[tuple[str, str],
     return tuple(pairs)
 
 
+def has_iommu(topology: Topology, guest: str) -> bool:
+    """Whether `guest` has a virtio-iommu: one of its devices is behind one."""
+    return any(row.transport == MMIO and row.access == BEHIND_IOMMU for row in topology.guests[guest].devices)
+
+
 def iommus(topology: Topology, hypervisor: str) -> tuple[str, ...]:
-    """The guests of `hypervisor` that have a virtio-iommu: those with a device behind one."""
+    """The guests of `hypervisor` that have one."""
     return tuple(
-        name
-        for name, keys in topology.guests.items()
-        if keys.on == hypervisor and any(row.transport == MMIO and row.access == BEHIND_IOMMU for row in keys.devices)
+        name for name, keys in topology.guests.items() if keys.on == hypervisor and has_iommu(topology, name)
     )
+
+
+def windows_of(topology: Topology, guest: str) -> tuple[int, ...]:
+    """The register windows of `guest` at which there is a device, the last for its virtio-iommu."""
+    arch = Arch[topology.hypervisors[topology.guests[guest].on].arch.upper()]
+    last = (len(windows(arch)) - 1,) if has_iommu(topology, guest) else ()
+    return (*(placed.window for placed in _placed(topology, guest)), *last)
 
 
 def _fields(config: DeviceConfig) -> tuple[str, str, int, int, str, str, int]:

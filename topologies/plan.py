@@ -257,7 +257,7 @@ def _domain(topology: Topology, name: str, domid: int, hypervisor: Hypervisor) -
         blob = firmware_of(
             hypervisor.firmware, hypervisor.personality, Arch[hypervisor.arch.upper()],
             levels.doors_of(topology, guest.on), hypervisor.notifications, guest.memory, guest.vcpus,
-            levels.offers(topology, name),
+            levels.offers(topology, name), deviceplan.windows_of(topology, name),
         )  # fmt: skip
     return DomainConfig(
         name, domid, guest.memory, guest.vcpus, is_control=guest.control, firmware=blob,

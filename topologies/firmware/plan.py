@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from hmx import arm_map
+from hmx import arm_map, ioreq
 from hmx.doors import COST_OF, convention, ranked
-from hmx.firmware import ArgoDevice, Door, Offer, VectorPolicy
+from hmx.firmware import ArgoDevice, Door, Interrupt, Offer, VectorPolicy
 from hmx.memory import FIRMWARE_BASE
 from hmx.trap import Arch, Kind
 from topologies.firmware import acpi, devicetree
-from topologies.firmware.machine import Gic, Machine, MsiFrame, Range, Uxen, Xen
+from topologies.firmware.machine import Gic, Machine, MsiFrame, Range, Uxen, VirtioMmio, Xen
 
 SUGGESTED_VECTORS: Final = (0xD1, 0xC1)  # in two classes, above the devices' and below the kernel's own
 
@@ -25,20 +25,22 @@ def firmware_of(
     memory: int,
     vcpus: int,
     services: Sequence[tuple[str, int, int]] = (),
+    windows: Sequence[int] = (),
 ) -> bytes:
     """The bytes that lie at FIRMWARE_BASE: `kind` acpi or devicetree; nothing for none.
 
-    `services`: those that the toolstack has connected, as name, base port and count of instances.
+    `services`: those that the toolstack has connected, as name, base port and count of instances; `windows`: where
+    virtio-mmio devices are, by the indexes of hmx/ioreq.py.
     """
     if kind == "none":
         return b""
-    machine = _machine(personality, arch, doors, notifications, memory, vcpus, services)
+    machine = _machine(personality, arch, doors, notifications, memory, vcpus, services, windows)
     return devicetree.build(machine) if kind == "devicetree" else acpi.build(machine, FIRMWARE_BASE).data
 
 
 def _machine(
     personality: str, arch: Arch, doors: Sequence[str], notifications: Sequence[str], memory: int, vcpus: int,
-    services: Sequence[tuple[str, int, int]],
+    services: Sequence[tuple[str, int, int]], windows: Sequence[int],
 ) -> Machine:  # fmt: skip
     arm = arch is Arch.AARCH64
     argo = ArgoDevice(
@@ -59,12 +61,18 @@ def _machine(
         argo=argo,
         uxen=Uxen() if personality == "uxen" else None,
         xen=Xen(event_channel=arm_map.EVTCHN_INTID) if arm and personality == "xen" else None,
+        virtio=tuple(_window(arch, index) for index in windows),
     )
 
 
 def _door(name: str, arch: Arch) -> Door:
     row = convention(name, arch, speaks="" if name not in ("hypercall", "hvc") else "xen")
     return Door(name, row.call if row.kind in (Kind.HVC, Kind.SMC, Kind.VMCALL) else row.selector)
+
+
+def _window(arch: Arch, index: int) -> VirtioMmio:
+    row = ioreq.windows(arch)[index]
+    return VirtioMmio(row.base, Interrupt(row.irq, level=True), ioreq.WINDOW_SIZE)
 
 
 def _gic(vcpus: int) -> Gic:

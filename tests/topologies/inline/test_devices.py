@@ -123,7 +123,7 @@ def test_up_and_up_again(tmp_path: Path) -> None:
 EVERY = """
 name: every
 defaults: {{argo: {{mac-permissive: true}}, memory: 6MiB, arch: {arch}}}
-hypervisors: {{hv0: {{}}}}
+hypervisors: {{hv0: {{firmware: {firmware}}}}}
 kinds: {{user: {{on: hv0}}}}
 guests:
   noise: {{on: hv0, program: builtin:rng-server}}
@@ -156,11 +156,11 @@ destinations:
 """
 
 
-@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+@pytest.mark.parametrize(("arch", "firmware"), [("x86_64", "acpi"), ("aarch64", "devicetree")])
 @pytest.mark.parametrize("access", get_args(Access))
-def test_every_device_over_virtio_mmio(tmp_path: Path, access: str, arch: str) -> None:
+def test_every_device_over_virtio_mmio(tmp_path: Path, access: str, arch: str, firmware: str) -> None:
     """Registers, IOREQ and each way to reach memory carry all of them; net goes to a front end over Argo."""
-    text = EVERY.format(how=f"transport: virtio-mmio, access: {access}", arch=arch)
+    text = EVERY.format(how=f"transport: virtio-mmio, access: {access}", arch=arch, firmware=firmware)
     outcome, _ = run(tmp_path, text, seed=2)
     assert outcome.code == ExitCode.OK, (outcome.reasons, [(row.name, row.result) for row in outcome.nodes])
     for name in ("noise", "line", "switch", "sockets", "disk"):
