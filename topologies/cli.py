@@ -15,6 +15,8 @@ from typing import NoReturn
 PROGRAM = "argosy"
 INTERRUPTED = 130
 """That of :class:`topologies.exitcodes.ExitCode`, which is not imported yet."""
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""All three count as Ctrl-C."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -28,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: those of the command line unless given.
     """
     try:
-        # All three count as Ctrl-C.  A handler of our own also keeps asyncio from installing one that only cancels.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A handler of our own also keeps asyncio from installing one that only cancels.
+        for number in INTERRUPTING:
             signal.signal(number, _interrupt)
         from topologies.verbs import app
 
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        # What to exit with is decided: while the interpreter goes down, it would die of one more signal instead.
+        for number in INTERRUPTING:
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 

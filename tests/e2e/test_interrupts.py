@@ -69,6 +69,18 @@ def test_ctrl_c_twice(rig: Rig) -> None:
     assert rig.leftovers() == []
 
 
+def test_ctrl_c_until_it_is_gone(rig: Rig) -> None:
+    """Somebody who leans on the key is told the same: 130, however late the last one comes."""
+    command = rig.start("run", rig.topology(FOREVER))
+    wait_until(lambda: len(rig.nodes()) > 1 and {node["state"] for node in rig.nodes().values()} == {"ready"})
+    while command.poll() is None:
+        command.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    done = finish(command)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr and rig.leftovers() == []
+
+
 def test_ctrl_c_in_the_inline_runtime(rig: Rig) -> None:
     """There is only one process to leave."""
     command = rig.start("run", rig.topology(lab(guest("app", "spins"))), "--runtime", "inline")
