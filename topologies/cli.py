@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from topologies.interruption import INTERRUPTING, hear_no_more
+
 PROGRAM = "argosy"
 INTERRUPTED = 130
 """That of :class:`topologies.exitcodes.ExitCode`, which is not imported yet."""
-INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""All three count as Ctrl-C."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    hear_no_more()
     raise KeyboardInterrupt
 
 

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 from topologies import basedir
 from topologies.agent.spec import CheckSpec, LabSpec, Mode, NodeSpec
 from topologies.exitcodes import ExitCode
+from topologies.interruption import INTERRUPTING, hear_no_more
 from topologies.runtime import NodeKind, Observer, Outcome
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ HELLO_WITHIN = 20.0
 """Seconds until a started agent says where its sockets are."""
 DOWN_WITHIN = 30.0
 """Seconds that an interrupted lab may take to go down; the agent's own limits are far below."""
-
-_INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ENTRIES: Mapping[NodeKind, str] = {
     NodeKind.BROKER: "broker.node:main",
@@ -310,12 +309,14 @@ class ProcessRuntime:
             with contextlib.suppress(OSError):
                 os.write(write, b"!")
 
-        before = {number: signal.signal(number, interrupt) for number in _INTERRUPTING}
+        before = {number: signal.signal(number, interrupt) for number in INTERRUPTING}
         try:
             yield read
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if self._interrupted:
+                hear_no_more()
+            else:
+                _restore(before)
             os.close(read)
             os.close(write)
 
@@ -373,14 +374,21 @@ class Lines:
 def deferred_interrupt() -> Iterator[None]:
     """Hold KeyboardInterrupt back until the block is done, so that what it starts is always owned."""
     seen: list[int] = []
-    before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in _INTERRUPTING}
+    before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in INTERRUPTING}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if seen:
+            hear_no_more()
+        else:
+            _restore(before)
     if seen:
         raise KeyboardInterrupt
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def failed_outcome(lab: str, failure: AgentFailed, runtime: str = RUNTIME) -> Outcome:
