@@ -206,8 +206,9 @@ def _memory(attached: Attachment | RemoteAttachment) -> GuestMemoryView:
 
 
 async def run(config: GuestConfig, link: ZmqLink, held: list[Attachment | RemoteAttachment]) -> Ending:
-    """Attach and live.  The attachment is `held` by the caller: a guest without it is taken for dead, and killed."""
-    shell = Shell(config, link)
+    """Join, attach, live.  The attachment is `held` by the caller: a guest without it is taken for dead, and killed."""
+    shell = Shell(config, link)  # before it joins: from then on it is told things
+    link.wait_joined(JOIN_S)
     config = shell.config
     attached = await shell.attach()
     held.append(attached)
@@ -254,7 +255,6 @@ def main(config: GuestConfig) -> int:
     )  # fmt: skip
     held: list[Attachment | RemoteAttachment] = []
     try:
-        link.wait_joined(JOIN_S)
         ending = asyncio.run(run(config, link, held))
     except (OSError, AttachError, JoinRefused, JoinTimeout) as error:
         print(f"guest {config.name}: {error}", file=sys.stderr, flush=True)

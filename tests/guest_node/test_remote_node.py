@@ -39,6 +39,10 @@ class Link:
         self.member = world.app.member
         self.fileno, self.send = self._ends[0].fileno, world.app.send
 
+    def wait_joined(self, _seconds: float) -> int:
+        """It has joined."""
+        return 1
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "on_record":
             self._world.app.on_record = value

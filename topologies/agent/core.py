@@ -104,8 +104,8 @@ class LabCore:
         if node is not None:
             node.silent_since_ns = since
 
-    def said_goodbye(self, name: str, reason: str, now: int) -> None:
-        """`name` told the broker that it ends, and why; its results came before."""
+    def said_goodbye(self, name: str, reason: str, now: int, code: int = 0) -> None:
+        """`name` told the broker that it ends with exit code `code`, and why; its results came before."""
         node = self._nodes.get(name)
         if node is None:
             return
@@ -113,6 +113,7 @@ class LabCore:
             node.explain_last(reason)
         if node.state is not NodeState.STARTING:
             node.goodbye = True
+            node.bereft = code == ExitCode.INFRASTRUCTURE
             node.detail = node.detail or reason
             self._walk(now)
 

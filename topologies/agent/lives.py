@@ -60,10 +60,7 @@ class Lives:
         config, again = node.spec.config, node.state is NodeState.RESTARTING
         if node.spec.kind is NodeKind.GUEST:
             node.domid = self._toolstack.domids[name]
-            # As they are now, of those whom it may know at all.
-            beside = self._toolstack.peers(name)
-            peers = {peer: beside.get(peer, domid) for peer, domid in config.peers.items()}
-            return dataclasses.replace(config, epoch=self._core.epoch, domid=node.domid, peers=peers)
+            return dataclasses.replace(config, epoch=self._core.epoch, domid=node.domid, peers=self._peers(name))
         if not again:
             return config
         if node.spec.kind is NodeKind.BROKER:
@@ -81,6 +78,11 @@ class Lives:
             again=True,
             fresh_from=self._toolstack.fresh_from(name),
         )
+
+    def _peers(self, guest: str) -> dict[str, int]:
+        """Those whom `guest` may know at all, by their ids as they are now."""
+        now = self._toolstack.peers(guest)
+        return {peer: now.get(peer, domid) for peer, domid in self._node(guest).spec.config.peers.items()}
 
     def _remote(self, hypervisor: str, remote: RemoteConfig) -> RemoteConfig:
         """A guest elsewhere, as a later life of `hypervisor` knows it: the planned id is for the first life."""
@@ -100,9 +102,18 @@ class Lives:
                 if getattr(domain, "remote", False) and domain.name in self._living:
                     self._tell(domain.name, ["hypervisor-gone"])  # no connection of its own says so
 
-    def repeat(self, hypervisor: str) -> None:
-        """Say again to `hypervisor` what it has not answered."""
-        self._toolstack.repeat(hypervisor)
+    def repeat(self, name: str) -> None:
+        """Say again to a hypervisor what it has not answered, and to a guest which peers have not the planned id.
+
+        Between its start, for which it is told them, and its joining, a guest hears of nothing.
+        """
+        self._toolstack.repeat(name)
+        node = self._core.node(name)
+        if node is not None and node.spec.kind is NodeKind.GUEST:
+            planned = node.spec.config.peers
+            for peer, domid in self._peers(name).items():
+                if planned[peer] != domid:
+                    self._tell(name, ["peer", peer, domid])
 
     def on_domain(self, origin: str, code: str, fields: list[Any], now: int) -> None:
         """A hypervisor says what became of a guest's domain."""

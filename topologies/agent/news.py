@@ -27,7 +27,7 @@ class News:
         lives: who cares for domains.
         changes: who cares for orders.
         on_counters: called with a hypervisor's name when it has told its counters.
-        on_lost: called with the name of a hypervisor that an order did not reach.
+        on_lost: called with the name of a node that was not reached by what it must hear.
         on_stranger: called with name and state of what joined the fabric and is no node of the lab's.
     """
 
@@ -75,6 +75,8 @@ class News:
                 self._lives.on_domain(origin, code, fields, now)
             case ["nobody" | "busy", str(name), ["exited" | "create" | "order", *_]]:
                 self._on_lost(name)
+            case ["busy", str(name), ["peer", *_]]:  # where nobody is, it will be told when it joins
+                self._on_lost(name)
             case ["told", str(name), ["counters", str(text)]]:
                 self._core.counters(name, _json_object(text), now)
                 self._on_counters(name)
@@ -101,9 +103,9 @@ class News:
             self._core.ready(name, now)
         elif state == "exited":
             if node.spec.host and node.lives:
-                self._goodbyes[name] = _reason(detail)  # its host tells in which order it and others ended
+                self._goodbyes[name] = detail  # its host tells in which order it and others ended
             else:
-                self._core.said_goodbye(name, _reason(detail), now)
+                self._said_goodbye(name, detail, now)
         self._core.silent(name, now - SILENCE_NS if state == "unresponsive" else None)
         self._journal.touch()
 
@@ -115,9 +117,13 @@ class News:
 
     def ended(self, name: str) -> None:
         """The process of a node on another host has ended: its goodbye, if it was heard, counts from now on."""
-        reason = self._goodbyes.pop(name, None)
-        if reason is not None:
-            self._core.said_goodbye(name, reason, time.monotonic_ns())
+        detail = self._goodbyes.pop(name, None)
+        if detail is not None:
+            self._said_goodbye(name, detail, time.monotonic_ns())
+
+    def _said_goodbye(self, name: str, detail: str, now: int) -> None:
+        code, words = _goodbye(detail)
+        self._core.said_goodbye(name, words, now, code)
 
     def broker_silent(self, name: str, since: int | None) -> None:
         """Nobody but the agent can tell that the broker `name` is silent, or (None) is heard."""
@@ -133,10 +139,11 @@ class News:
             self._journal.event(node, code, fields)
 
 
-def _reason(detail: str) -> str:
-    """The node's own words in the broker's ``exit 3: words``."""
-    _code, colon, words = detail.partition(": ")
-    return words.strip() if colon else detail
+def _goodbye(detail: str) -> tuple[int, str]:
+    """Exit code and the node's own words in the broker's ``exit 3: words``; what is written otherwise is all words."""
+    head, colon, words = detail.partition(": ")
+    code = head.removeprefix("exit ")
+    return int(code) if code.removeprefix("-").isdecimal() else 0, words.strip() if colon else detail
 
 
 def _pid(detail: str) -> int | None:

@@ -39,6 +39,7 @@ class Node:
     """One node as the core sees it."""
 
     __slots__ = (
+        "bereft",
         "counters",
         "detail",
         "domid",
@@ -72,6 +73,7 @@ class Node:
         self.signal: int | None = None
         self.detail = ""
         self.goodbye = False
+        self.bereft = False  # it said goodbye for want of its hypervisor
         self.silent_since_ns: int | None = None
         self.was_ready = False
         self.since_ns = 0
@@ -96,7 +98,7 @@ class Node:
         self.due = self.orphaned = False
         self.exit = self.signal = self.silent_since_ns = self.counters = None
         self.detail = ""
-        self.goodbye = self.was_ready = False
+        self.goodbye = self.bereft = self.was_ready = False
         self.result = {}
 
     def end(self, status: int, crash: str) -> NodeEvent:

@@ -69,7 +69,7 @@ class Restarts:
             if guest.state is NodeState.RESTARTING:
                 guest.restart_at, guest.due = None, True
             elif guest.lives:
-                guest.orphaned = not guest.goodbye  # who said goodbye before ends of itself
+                guest.orphaned = guest.bereft or not guest.goodbye  # who said goodbye before else ends of itself
                 if guest.state is NodeState.READY:
                     guest.kill_later(now + ORPHANED, OUTLIVED)
                 else:  # it would ask on, and be let into a domain that is for its next life

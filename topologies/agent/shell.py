@@ -293,16 +293,16 @@ class Shell:
     def _say(self, record: list[Any]) -> None:
         self._uplink.send(record)
 
-    def _repeat(self, hypervisor: str) -> None:
-        self._lives.repeat(hypervisor)
-        self._changes.repeat(hypervisor)
+    def _repeat(self, name: str) -> None:
+        self._lives.repeat(name)
+        self._changes.repeat(name)
 
     def _on_welcome(self) -> None:
         self._changes.welcome()
         self._core.ready(BROKER, time.monotonic_ns())
 
-    def _on_lost(self, hypervisor: str) -> None:
-        self._uplink.tell_again(hypervisor)
+    def _on_lost(self, name: str) -> None:
+        self._uplink.tell_again(name)
 
     # ---- the core's sink ----------------------------------------------------------------------------------
 

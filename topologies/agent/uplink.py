@@ -97,9 +97,9 @@ class Uplink:
         """Say something to a node, at best."""
         self.send(["tell", name, record])
 
-    def tell_again(self, hypervisor: str) -> None:
-        """Something did not reach `hypervisor`: repeat, a little later, all that it has not answered."""
-        self._again_at[hypervisor] = time.monotonic_ns() + TELL_AGAIN
+    def tell_again(self, name: str) -> None:
+        """Something did not reach the node `name`: repeat it a little later, with all that it has not answered."""
+        self._again_at[name] = time.monotonic_ns() + TELL_AGAIN
 
     def broker_died(self) -> None:
         """Look for the next one."""

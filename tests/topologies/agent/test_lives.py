@@ -50,6 +50,21 @@ def test_a_name_that_means_another_id() -> None:
     assert len(told) == 1
 
 
+def test_a_guest_that_joins_hears_what_it_missed() -> None:
+    """Told at its start, it hears of nothing until it has joined; and what the plan says, it knows."""
+    driver, lives, told = two()
+    lives.repeat("a")
+    assert not told
+    started_with = lives.config("a", driver.now).peers
+    lives.on_domain("hv0", "proxy-met", ["b", 0x6000], driver.now)
+    told.clear()  # nobody was there yet
+    lives.repeat("a")
+    lives.repeat("b")
+    lives.repeat("nobody")
+    assert started_with == {"b": 0x4001}
+    assert told == [("a", ["peer", "b", 0x6000])]
+
+
 def test_a_hypervisor_that_is_started_again_says_so() -> None:
     """It begins behind the ids that it gave; who lives for the first time elsewhere keeps the planned one."""
     driver, lives, _ = two()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from broker.frames import Lane
 from tests.topologies.hosts.test_protocol import HYPERVISOR
@@ -21,7 +24,7 @@ class Deaf:
         return lambda *_arguments: None
 
 
-def lab(host: str) -> tuple[LabCore, News]:
+def lab(host: str, lost: Callable[[str], None] = lambda _name: None) -> tuple[LabCore, News]:
     nodes = (
         NodeSpec("broker", NodeKind.BROKER, "b"),
         NodeSpec("hv0", NodeKind.HYPERVISOR, "h", HYPERVISOR, host=host),
@@ -33,7 +36,7 @@ def lab(host: str) -> tuple[LabCore, News]:
     core.spawned("broker", 1, 0)
     core.ready("broker", 0)
     changes = Changes(core, lambda _name, _record: None, lambda _record: None)
-    return core, News(core, sink, lives, changes, lambda _name: None, lambda _name: None)
+    return core, News(core, sink, lives, changes, lambda _name: None, lost)
 
 
 def say(news: News, state: str, pid: int) -> None:
@@ -90,3 +93,37 @@ def test_a_goodbye_waits_for_the_hosts_own_account() -> None:
     assert not ended(core)[0]
     news.ended("hv0")
     assert ended(core) == (True, "gone")
+
+
+@pytest.mark.parametrize(("detail", "words", "bereft"), [
+    ("exit 4: hypervisor hv0 is gone", "hypervisor hv0 is gone", True),
+    ("exit 3: a: b", "a: b", False),
+    ("exit -9: ", "", False),
+    ("exit ²: x", "x", False),
+    ("connection lost", "connection lost", False),
+])  # fmt: skip
+def test_a_goodbye(detail: str, words: str, bereft: bool) -> None:
+    """The broker's words for an exit: code and reason; anything else is a reason."""
+    core, news = lab("")
+    core.spawned("hv0", 17, 1)
+    say(news, "joined", 17)
+    news.on_record(Lane.CONTROL, ["node", "hv0", "hypervisor", "ready", "pid 17"], b"")
+    news.on_record(Lane.CONTROL, ["node", "hv0", "hypervisor", "exited", detail], b"")
+    node = core.node("hv0")
+    assert node is not None
+    assert (node.goodbye, node.detail, node.bereft) == (True, words, bereft)
+
+
+@pytest.mark.parametrize(("word", "record", "again"), [
+    ("busy", ["order", 1], True),
+    ("nobody", ["order", 1], True),
+    ("busy", ["peer", "b", 0x6000], True),
+    ("nobody", ["peer", "b", 0x6000], False),
+    ("busy", ["counters"], False),
+])  # fmt: skip
+def test_what_is_said_again(word: str, record: list[Any], again: bool) -> None:
+    """What a node must hear; who its peers are a guest that is not there hears when it joins."""
+    lost: list[str] = []
+    _core, news = lab("", lost.append)
+    news.on_record(Lane.CONTROL, [word, "hv0", record], b"")
+    assert lost == ["hv0"] * again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.topologies.agent.doubles import KILL, MS, Driver, lab_spec
 from topologies.agent.nodes import Node
 from topologies.agent.phases import ORPHANED, RESTART_ROWS, UNATTACHED, Phase
@@ -254,6 +256,16 @@ def test_who_had_ended_or_said_goodbye_does_not_come_again() -> None:
     driver.wait(100 * MS)
     come_up(driver, "hv0")
     assert driver.to_start == ["c"]
+
+
+@pytest.mark.parametrize(("code", "again"), [(4, True), (0, False), (1, False)])
+def test_who_is_heard_to_miss_its_hypervisor_first_comes_again(code: int, again: bool) -> None:
+    """Its goodbye may be quicker than the news of the hypervisor's end; its exit code says whose end was first."""
+    driver = running(restart=("hv0",), guests={"a": "hv0"})
+    driver.core.said_goodbye("a", "hypervisor hv0 is gone", driver.now, code)
+    driver.end("hv0", KILL)
+    driver.end("a", code, goodbye=False)
+    assert (driver.state("a") is NodeState.RESTARTING) is again
 
 
 def test_a_guest_that_outlives_its_hypervisor_is_killed_and_comes_again() -> None:
