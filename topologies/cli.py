@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 from topologies.interruption import INTERRUPTING, hear_no_more
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import NoReturn
 
 PROGRAM = "argosy"
 INTERRUPTED = 130

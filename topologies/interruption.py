@@ -6,10 +6,12 @@ The way out takes a bounded time, and what it leaves behind must not depend on w
 from __future__ import annotations
 
 import signal
-from types import FrameType
-from typing import Final
 
-INTERRUPTING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TYPE_CHECKING = False  # whoever is quick meets Python's own answer to Ctrl-C: nothing is imported that can wait
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """All three count as Ctrl-C."""
 
 
