@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import unified_diff
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,8 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     if "--check" not in arguments:
         DOCUMENT.write_text(text)
         return 0
-    if DOCUMENT.read_text() != text:
+    written = DOCUMENT.read_text()
+    if written != text:
         print("comparison.md is not what is counted now: run `make docs`", file=sys.stderr)
+        for line in unified_diff(written.splitlines(), text.splitlines(), "written", "counted", n=0, lineterm=""):
+            print(line, file=sys.stderr)
         return 1
     return 0
 
