@@ -306,9 +306,9 @@ class ProcessRuntime:
         def interrupt(_number: int, _frame: FrameType | None) -> None:
             self._interrupted = True
             self._close_orders()
-            with contextlib.suppress(OSError):
-                os.write(write, b"!")
 
+        # By the interpreter: a handler that writes would run too late when the signal comes just before a wait.
+        outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         before = {number: signal.signal(number, interrupt) for number in INTERRUPTING}
         try:
             yield read
@@ -317,6 +317,7 @@ class ProcessRuntime:
                 hear_no_more()
             else:
                 _restore(before)
+            signal.set_wakeup_fd(outer)
             os.close(read)
             os.close(write)
 

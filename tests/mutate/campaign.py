@@ -187,11 +187,19 @@ def _size(root: Path, target: Target) -> int:
 
 
 def _start_worker() -> None:
-    """A worker is ended by SIGTERM, and ends its child then; the interrupt key is the campaign's to answer."""
+    """The interrupt key is the campaign's to answer, not a worker's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def _examine(work: tuple[int, Target, Path]) -> tuple[int, Verdict]:
+    """A worker's turn: one that SIGTERM ends here ends its child as well.
+
+    Outside of a turn the kernel ends it: a handler in Python does not run when the signal comes just before the
+    worker waits for its next turn, and the pool would wait for that worker for ever.
+    """
     at, target, root = work
-    return at, examine(target, Runner(root))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return at, examine(target, Runner(root))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from tests.mutate.campaign import Survivor
+from tests.mutate import campaign
+from tests.mutate.campaign import Survivor, Target
 from tests.mutate.cells import Cell, Sources, TableError, mutants, mutated_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,6 +312,18 @@ def test_a_hanging_mutant_is_ended(craft: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=55
     )
     assert result.stdout.split() == ["1", "1", "17"], result.stdout + result.stderr
+
+
+def test_a_worker_without_a_turn_is_ended_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM has a handler during a turn alone: before a wait, one in Python can come too late."""
+    dispositions: list[object] = []
+    monkeypatch.setattr(campaign, "examine", lambda *_: dispositions.append(signal.getsignal(signal.SIGTERM)))
+    target = Target("craft.table", "NEXT", ())
+    before = signal.getsignal(signal.SIGTERM)
+    campaign._examine((0, target, Path()))
+    assert dispositions[0] is not before, "whoever is ended in a turn ends its child"
+    with get_context("fork").Pool(1, campaign._start_worker) as pool:
+        assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
 
 
 def test_a_survivors_pattern() -> None:
