@@ -35,6 +35,8 @@ _STREAM: Final = (
     "tests/guest_node/drivers/test_stream_table.py",
     "tests/guest_node/drivers/test_stream_golden.py",
     "tests/guest_node/drivers/test_sockets_golden.py",
+    "tests/guest_node/drivers/test_datagrams_golden.py",
+    "tests/guest_node/drivers/test_passes_golden.py",
 )
 _AGENT: Final = (
     "tests/topologies/agent/test_tables.py",

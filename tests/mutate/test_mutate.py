@@ -321,7 +321,8 @@ def test_a_worker_without_a_turn_is_ended_by_the_kernel(monkeypatch: pytest.Monk
     target = Target("craft.table", "NEXT", ())
     before = signal.getsignal(signal.SIGTERM)
     campaign._examine((0, target, Path()))
-    assert dispositions[0] is not before, "whoever is ended in a turn ends its child"
+    assert callable(dispositions[0]), "whoever is ended in a turn ends its child"
+    assert signal.getsignal(signal.SIGTERM) is before
     with get_context("fork").Pool(1, campaign._start_worker) as pool:
         assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
 
