@@ -212,3 +212,14 @@ def outstanding(lab: CoreLab, name: str, count: int) -> None:
     node = lab.core.nodes[name]
     node.session.lane(Lane.REQUEST).outstanding = count
     lab.core.touch(node)
+
+
+def records_of(peer: Peer, name: str) -> list[list[Any]]:
+    """The records of that name among those that `peer` has not heard yet."""
+    return [record for record in peer.heard() if record[0] == name]
+
+
+def raw_frame(records: list[Any], **changes: Any) -> list[bytes]:
+    """The parts of a frame that nobody has checked; `changes` are fields of its header."""
+    fields = {"kind": FrameKind.RECORDS, "lane": Lane.CONTROL, "epoch": EPOCH, "seq": 0, "ack": 0, **changes}
+    return frames.pack_frame(records=records, **fields)

@@ -29,7 +29,11 @@ _PROGRAMS: Final = ("tests/guest_node/programs/test_load.py", "tests/guest_node/
 _ARGO: Final = ("tests/hv_node/argo/test_precedence.py",)
 _FRAMES: Final = ("tests/broker/test_frames.py", "tests/broker/test_lanes.py", "tests/broker/test_session.py")
 _ENVELOPE: Final = ("tests/broker/test_envelope.py",)
-_LIVES: Final = ("tests/broker/test_lifecycle.py", "tests/broker/test_router.py")
+_LIVES: Final = (
+    "tests/broker/test_lifecycle.py",
+    "tests/broker/test_router.py",
+    "tests/broker/test_router_lives.py",
+)
 _RECORDS: Final = ("tests/broker/test_records.py", "tests/broker/test_member.py", "tests/broker/test_router.py")
 _STREAM: Final = (
     "tests/guest_node/drivers/test_stream_table.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from guest_node.drivers.connector import connect
@@ -22,6 +23,20 @@ from tests.guest_node.drivers.golden_stream import Answer, GoldenRow, expected
 
 PORT = 80
 NEAR, FAR = 1, 2
+
+REFUSALS = (
+    ("no ring at destination", Errno.ECONNREFUSED),
+    ("peer domain missing", Errno.ESRCH),
+    ("(SILO)", Errno.EPERM),
+    ("(FLASK)", Errno.EACCES),
+    ("wake-up queue", Errno.EBUSY),
+    ("own domain without", Errno.ENODEV),
+)
+"""What the hypervisor answers a send, by the words of the table's conditions."""
+
+
+def _refused(errno: Errno, op: Op, _: object) -> int | None:
+    return -errno if op is Op.SENDV else None
 
 
 class Scene:
@@ -78,9 +93,11 @@ class Scene:
         accepted = await accepting
         return (accepted, connected) if state == "ACCEPTED" else (connected, accepted)
 
-    def refuse_sends(self, errno: int) -> None:
-        """From now on the hypervisor answers our sends with `errno`."""
-        self.calls.refuse = lambda op, _: -errno if op is Op.SENDV else None
+    def refuse_sends(self, condition: str) -> None:
+        """From now on the hypervisor answers our sends as a row's condition says, if it does."""
+        for words, errno in REFUSALS:
+            if words in condition:
+                self.calls.refuse = partial(_refused, errno)
 
     def freeze_far(self) -> None:
         """The peer no longer reacts: its rings fill."""

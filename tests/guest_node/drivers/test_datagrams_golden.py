@@ -60,16 +60,7 @@ async def datagram_send(scene: Scene, row: GoldenRow) -> Answer:
     size = (
         1009 if "own ring length" in condition and "fits" not in condition else 481 if "over peer" in condition else 480
     )
-    for words, errno in (
-        ("no ring at destination", Errno.ECONNREFUSED),
-        ("peer domain missing", Errno.ESRCH),
-        ("(SILO)", Errno.EPERM),
-        ("(FLASK)", Errno.EACCES),
-        ("wake-up queue", Errno.EBUSY),
-        ("own domain without", Errno.ENODEV),
-    ):
-        if words in condition:
-            scene.refuse_sends(errno)
+    scene.refuse_sends(condition)
     if "peer ring full" in condition or "asleep" in condition:
         await socket.send_to(bytes(400), to)
     scene.mark()

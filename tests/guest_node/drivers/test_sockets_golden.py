@@ -127,15 +127,7 @@ async def connect_call(scene: Scene, row: GoldenRow) -> Answer:
             fill = Outgoing(Address(PORT, FAR), 1, (bytes(16),), 0)
             assert await scene.calls.sendv(*fill) == 16
     if "hypercall fails" in condition:
-        for words, errno in (
-            ("peer domain missing", Errno.ESRCH),
-            ("(SILO)", Errno.EPERM),
-            ("(FLASK)", Errno.EACCES),
-            ("wake-up queue", Errno.EBUSY),
-            ("own domain without", Errno.ENODEV),
-        ):
-            if words in condition:
-                scene.refuse_sends(errno)
+        scene.refuse_sends(condition)
     if row.state == "IDLE" and "peer domain missing" in condition:
         error = await error_of(connect(near, Address(PORT, 99)))
         return answer("IDLE", "-", "error", error=error)
