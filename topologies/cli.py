@@ -9,22 +9,16 @@ from __future__ import annotations
 import signal
 import sys
 
-from topologies.interruption import INTERRUPTING, hear_no_more
+from topologies.interruption import INTERRUPTING, interrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
     from typing import NoReturn
 
 PROGRAM = "argosy"
 INTERRUPTED = 130
 """That of :class:`topologies.exitcodes.ExitCode`, which is not imported yet."""
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    hear_no_more()
-    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -36,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         # A handler of our own also keeps asyncio from installing one that only cancels.
         for number in INTERRUPTING:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
         from topologies.verbs import app
 
         app(args=arguments, prog_name=PROGRAM)

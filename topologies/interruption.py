@@ -11,8 +11,38 @@ TYPE_CHECKING = False  # whoever is quick meets Python's own answer to Ctrl-C: n
 if TYPE_CHECKING:
     from types import FrameType
 
-INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""All three count as Ctrl-C."""
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+"""All of them count as Ctrl-C; the alarm is one that was put off."""
+
+AGAIN_S = 0.01
+PUT_OFF_AT_MOST = 300
+"""So often, for a module that never ends."""
+
+_IMPORTING = "<frozen importlib._bootstrap>"
+_put_off = 0
+
+
+def interrupt(_number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, once, and not out of an import.
+
+    An import may swallow it: importlib's own callbacks do, and so do packages that try one module, then another.
+    Nobody would hear of it again.
+    """
+    global _put_off
+    if _put_off < PUT_OFF_AT_MOST and _imports(frame):
+        _put_off += 1
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        return
+    hear_no_more()
+    raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def hear_no_more() -> None:

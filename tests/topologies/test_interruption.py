@@ -1,9 +1,12 @@
-"""Ctrl-C is heard even when it does not interrupt the call that waits."""
+"""Ctrl-C is heard even when it does not interrupt the call that waits, or comes where it would be swallowed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 WAITS = """
 import select, signal, threading
@@ -23,3 +26,43 @@ def test_a_wait_ends_that_no_signal_interrupts() -> None:
     """A handler in Python runs between two steps of Python; what waits is told by a descriptor before that."""
     result = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, check=False, timeout=55)
     assert result.stdout.split() == ["woken", "True"], result.stdout + result.stderr
+
+
+SWALLOWS = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep({seconds})
+except KeyboardInterrupt:
+    print("swallowed", flush=True)
+"""
+
+IMPORTS = """
+import signal, sys, time
+from topologies import interruption
+for number in interruption.INTERRUPTING:
+    signal.signal(number, interruption.interrupt)
+interruption.PUT_OFF_AT_MOST = {at_most}
+sys.path.insert(0, {path!r})
+try:
+    import swallows
+    time.sleep(1)
+    print("never heard of again")
+except KeyboardInterrupt:
+    print("interrupted")
+    signal.raise_signal(signal.SIGINT)
+    print("once")
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_most", "said"),
+    [(0.1, 300, ["interrupted", "once"]), (20, 3, ["swallowed", "never", "heard", "of", "again"])],
+    ids=["put off until the module is there", "not for ever"],
+)
+def test_an_import_does_not_swallow_it(tmp_path: Path, seconds: float, at_most: int, said: list[str]) -> None:
+    """A module that catches everything while it is imported: the interruption comes after it, if not too late."""
+    (tmp_path / "swallows.py").write_text(SWALLOWS.format(seconds=seconds))
+    program = IMPORTS.format(at_most=at_most, path=str(tmp_path))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=55)
+    assert result.stdout.split() == said, result.stdout + result.stderr
