@@ -18,18 +18,20 @@ AGAIN_S = 0.01
 PUT_OFF_AT_MOST = 300
 """So often, for a module that never ends."""
 
-_IMPORTING = "<frozen importlib._bootstrap>"
+_SWALLOWING = ("<frozen importlib._bootstrap>", "/pydantic/")
+"""Files whose functions do not pass on what is raised in those that they call.
+
+Imports: importlib's own callbacks, and packages that try one module, then another.  Models: what a function of theirs
+raises becomes an error of the model's.
+"""
+
 _put_off = 0
 
 
 def interrupt(_number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, once, and not out of an import.
-
-    An import may swallow it: importlib's own callbacks do, and so do packages that try one module, then another.
-    Nobody would hear of it again.
-    """
+    """Raise KeyboardInterrupt, once, and not where it may be swallowed: nobody would hear of it again."""
     global _put_off
-    if _put_off < PUT_OFF_AT_MOST and _imports(frame):
+    if _put_off < PUT_OFF_AT_MOST and _is_swallowed(frame):
         _put_off += 1
         signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         return
@@ -37,9 +39,9 @@ def interrupt(_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _is_swallowed(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if any(part in frame.f_code.co_filename for part in _SWALLOWING):
             return True
         frame = frame.f_back
     return False

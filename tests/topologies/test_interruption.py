@@ -66,3 +66,32 @@ def test_an_import_does_not_swallow_it(tmp_path: Path, seconds: float, at_most: 
     program = IMPORTS.format(at_most=at_most, path=str(tmp_path))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=55)
     assert result.stdout.split() == said, result.stdout + result.stderr
+
+
+MODEL = """
+import signal, time
+from typing import Annotated
+from pydantic import BaseModel, PlainSerializer
+from topologies import interruption
+
+def shown(seconds: int) -> str:
+    signal.raise_signal(signal.SIGINT)
+    return "shown"
+
+class Model(BaseModel):
+    seconds: Annotated[int, PlainSerializer(shown)] = 1
+
+signal.signal(signal.SIGINT, interruption.interrupt)
+signal.signal(signal.SIGALRM, interruption.interrupt)
+try:
+    print(Model().model_dump())
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_model_does_not_make_an_error_of_it() -> None:
+    """Pydantic says PydanticSerializationError of whatever a serializer raises: exit code 5 instead of 130."""
+    result = subprocess.run([sys.executable, "-c", MODEL], capture_output=True, text=True, check=False, timeout=55)
+    assert result.stdout.split() == ["{'seconds':", "'shown'}", "interrupted"], result.stdout + result.stderr
